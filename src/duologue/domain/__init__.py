@@ -1,0 +1,1 @@
+"""The vocabulary of Duologue: identities, records and errors. It imports nothing of the other packages."""

@@ -1,0 +1,1 @@
+"""What Duologue runs on: the wire to Redis, child processes, the folder of its data."""

@@ -1,0 +1,59 @@
+"""Every metric of every role, each with its meaning. `/metrics` serves them in Prometheus' text format."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SHORT: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_LONG: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+_BATCH: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+# websocket-server
+CONNECTIONS = Gauge("duologue_connections", "Open sockets of this server.")
+CONNECTIONS_CLOSED = Counter(
+    "duologue_connections_closed_total", "Sockets closed by this server, by close code.", ["code"]
+)
+FRAMES_RECEIVED = Counter("duologue_frames_received_total", "Frames from clients, by type.", ["type"])
+FRAMES_REFUSED = Counter("duologue_frames_refused_total", "Error frames sent, by code.", ["code"])
+MESSAGES_ACKNOWLEDGED = Counter("duologue_messages_acknowledged_total", "Messages durably on the log.")
+ACK_SECONDS = Histogram("duologue_ack_seconds", "From a message's frame to its ack.", buckets=_SHORT)
+DELTAS_MERGED = Counter(
+    "duologue_deltas_merged_total", "Deltas joined to their neighbour in a send queue that backs up."
+)
+SLOW_READERS = Counter("duologue_slow_readers_total", "Sockets closed because their send queue was full.")
+
+# delivery
+REATTACHES = Counter("duologue_reattaches_total", "Sockets attached again, by reason.", ["reason"])
+APPLY_RETRIES = Counter("duologue_apply_retries_total", "Script calls for a user's records that were sent again.")
+RECORDS_DROPPED = Counter("duologue_records_dropped_total", "Records that a user has had already, by kind.", ["kind"])
+
+# ai-consumer
+BATCH_MESSAGES = Histogram("duologue_store_batch_messages", "Messages stored in one transaction.", buckets=_BATCH)
+STORE_SECONDS = Histogram(
+    "duologue_store_seconds", "Time of one store transaction, by operation.", ["operation"], buckets=_SHORT
+)
+PENDING_MESSAGES = Gauge("duologue_pending_messages", "Messages accepted and waiting for their turn.")
+REPLIES_RUNNING = Gauge("duologue_replies_running", "Replies being generated.")
+REPLIES = Counter("duologue_replies_total", "Replies that ended, by outcome.", ["outcome"])
+WAIT_SECONDS = Histogram(
+    "duologue_wait_seconds", "From a message's acceptance to the start of its reply.", buckets=_LONG
+)
+FIRST_TOKEN_SECONDS = Histogram(
+    "duologue_first_token_seconds", "From the model's request to its first token.", buckets=_LONG
+)
+REPLY_SECONDS = Histogram("duologue_reply_seconds", "From a message's acceptance to its stored outcome.", buckets=_LONG)
+MODEL_TRIES = Counter("duologue_model_tries_total", "Tries at the model, by how they ended.", ["cause"])
+MODEL_TOKENS = Counter("duologue_model_tokens_total", "Tokens as the provider counted them, by kind.", ["kind"])
+DELTAS = Counter("duologue_deltas_total", "Pieces of replies published.")
+TAKEOVERS = Counter("duologue_takeovers_total", "Unfinished replies claimed again after their worker was gone.")
+FENCED = Counter("duologue_fenced_total", "Replies given up because a later attempt holds them.")
+DEAD_LETTERS = Counter("duologue_dead_letters_total", "Records set aside, by cause.", ["cause"])
+
+# message-relay
+RECORDS_RELAYED = Counter("duologue_records_relayed_total", "Outcomes applied to users' streams, by kind.", ["kind"])
+
+# every role
+COMMITS = Counter("duologue_commits_total", "Commits of consumer positions, by topic.", ["topic"])
+LOOP_FAILURES = Counter("duologue_loop_failures_total", "Unexpected errors caught at a loop's edge, by loop.", ["loop"])
