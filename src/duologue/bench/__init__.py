@@ -1,0 +1,1 @@
+"""Load and its measurement: a model server for load, a cheap client, and what they find."""

@@ -1,0 +1,82 @@
+"""`python -m duologue.bench`: what Duologue costs on this machine, load and engines included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from duologue.bench import scenarios
+
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def messages(
+    rate: float = 100, seconds: float = 30, users: int = 200, tokens: int = 8, as_json: AsJson = False
+) -> None:
+    """Short messages at a steady rate: added time to the first token, ack, reply, CPU per message."""
+    _report(scenarios.messages(rate=rate, seconds=seconds, users=users, tokens=tokens), as_json)
+
+
+@app.command()
+def sustained(
+    start: float = 200,
+    step: float = 100,
+    seconds: float = 10,
+    users: int = 400,
+    tokens: int = 8,
+    as_json: AsJson = False,
+) -> None:
+    """The highest rate that is answered as it comes."""
+    _report(scenarios.sustained(start=start, step=step, seconds=seconds, users=users, tokens=tokens), as_json)
+
+
+@app.command()
+def streams(count: int = 500, tokens_per_second: float = 50, seconds: float = 20, as_json: AsJson = False) -> None:
+    """Replies that stream at once: how late their pieces arrive."""
+    _report(scenarios.streams(count=count, tokens_per_second=tokens_per_second, seconds=seconds), as_json)
+
+
+@app.command()
+def idle(sockets: int = 2000, as_json: AsJson = False) -> None:
+    """Sockets that do nothing: memory for each."""
+    _report(scenarios.idle(sockets=sockets), as_json)
+
+
+def _report(scenario: Any, as_json: bool) -> None:
+    _raise_file_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        figures = runner.run(scenario)
+    if as_json:
+        print(json.dumps(figures, indent=2))  # noqa: T201
+        return
+    console = Console()
+    for number, step in enumerate(figures.pop("steps", []), 1):
+        console.print(_table(f"step {number}", step))
+    console.print(_table("figures", figures))
+
+
+def _table(title: str, figures: dict[str, Any]) -> Table:
+    table = Table(title=title, show_header=False)
+    for name, value in figures.items():
+        shown = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, shown)
+    return table
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    app()

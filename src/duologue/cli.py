@@ -1,0 +1,88 @@
+"""The command line: `duologue --help`. Each command imports what it needs, so that a client starts fast."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+import typer
+
+from duologue import __version__
+from duologue.domain.errors import DuologueError
+
+app = typer.Typer(
+    help="Duologue: a self-hosted server for real-time conversations with AI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"duologue {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def up() -> None:
+    """Start everything in one process: embedded mode."""
+    from duologue.bootstrap import run_embedded
+    from duologue.config import load_settings
+
+    _run(run_embedded(load_settings()))
+
+
+@app.command()
+def migrate(
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
+) -> None:
+    """Bring the database's schema up to date."""
+    from duologue.bootstrap import migrate_database
+    from duologue.config import load_settings
+
+    migrate_database(load_settings(), sql=sql)
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8080",
+    user: Annotated[str, typer.Option(help="Your user id; without it a guest name is made and kept.")] = "",
+    character: Annotated[str, typer.Option(help="Whom to talk to: a character's slug or id.")] = "",
+    conversation: Annotated[str, typer.Option(help="A conversation's id, or `new`.")] = "",
+) -> None:
+    """Talk to an AI in the terminal. What comes through a pipe is one message; then only its answer is printed."""
+    from duologue.chat.terminal import ChatOptions, run_chat
+
+    options = ChatOptions(url=url, user=user or None, character=character or None, conversation=conversation or None)
+    raise typer.Exit(asyncio.run(run_chat(options)))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def main() -> None:
+    """Run the command line; what the program refuses is told in words, with exit code 1."""
+    try:
+        app()
+    except DuologueError as error:
+        typer.secho(f"duologue: {error}", err=True, fg="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
