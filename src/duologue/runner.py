@@ -39,7 +39,7 @@ class Role(Protocol):
         """
         ...
 
-    async def drain(self, deadline_seconds: float) -> None:
+    async def drain(self, deadline_seconds: float, /) -> None:
         """Take nothing new, finish what was accepted within the deadline; `run` returns after that."""
         ...
 
@@ -76,13 +76,19 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp, settings: Settings) -> HttpServer:
-    """Return uvicorn, set up for long-lived sockets: pings, frame limit, no compression, no access log."""
+def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.Protocol]) -> HttpServer:
+    """Return uvicorn, set up for long-lived sockets: pings, frame limit, no compression, no access log.
+
+    Args:
+        app: the application.
+        settings: the frame limit is taken from here.
+        socket_protocol: uvicorn's protocol class for WebSockets.
+    """
     return HttpServer(
         uvicorn.Config(
             app,
             http="httptools",
-            ws="websockets-sansio",
+            ws=socket_protocol,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,
             ws_ping_interval=PING_INTERVAL_SECONDS,

@@ -135,15 +135,21 @@ class _Connection:
                 await self._keeper
         self._drop("the connection was closed")
 
-    def _command(self, *arguments: Argument) -> asyncio.Future[Reply]:
-        return self._enqueue(arguments, None)
+    def _command(
+        self, arguments: tuple[Argument, ...], again: tuple[Argument, ...] | None = None
+    ) -> asyncio.Future[Reply]:
+        """Send a caller's command: only on a connection that was greeted, else it could come before AUTH or SELECT."""
+        if self.connected.is_set() and len(self._waiting) < MAX_IN_FLIGHT:
+            return self._enqueue(arguments, again)
+        return _failed(RedisUnavailable("Redis cannot be reached"))
 
-    def _enqueue(self, arguments: tuple[Argument, ...], again: tuple[Argument, ...] | None) -> asyncio.Future[Reply]:
+    def _enqueue(
+        self, arguments: tuple[Argument, ...], again: tuple[Argument, ...] | None = None
+    ) -> asyncio.Future[Reply]:
+        if self._wire is None:
+            return _failed(RedisUnavailable("Redis cannot be reached"))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
-        if self._wire is None or len(self._waiting) >= MAX_IN_FLIGHT:
-            future.set_exception(RedisUnavailable("Redis cannot be reached"))
-            return future
         self._waiting.append(_Call(future, loop.time(), again))
         self._wire.send(arguments)
         return future
@@ -231,11 +237,11 @@ class _Connection:
         options: Mapping[str, Any] = parse_url(self._url)
         if password := options.get("password"):
             username = options.get("username")
-            await (self._command("AUTH", username, password) if username else self._command("AUTH", password))
+            await self._enqueue(("AUTH", username, password) if username else ("AUTH", password))
         if database := options.get("db"):
-            await self._command("SELECT", int(database))
-        await self._command("CLIENT", "SETNAME", f"duologue-{self._name}")
-        self.run_id = _run_id(await self._command("INFO", "server"))
+            await self._enqueue(("SELECT", int(database)))
+        await self._enqueue(("CLIENT", "SETNAME", f"duologue-{self._name}"))
+        self.run_id = _run_id(await self._enqueue(("INFO", "server")))
 
 
 class Redis(_Connection):
@@ -251,14 +257,14 @@ class Redis(_Connection):
 
     def call(self, *arguments: Argument) -> asyncio.Future[Reply]:
         """Run one command."""
-        return self._command(*arguments)
+        return self._command(arguments)
 
     def run(
         self, script: Script, keys: Sequence[Argument], arguments: Sequence[Argument] = ()
     ) -> asyncio.Future[Reply]:
         """Run a script by its digest, or whole if Redis has forgotten it."""
         tail = (len(keys), *keys, *arguments)
-        return self._enqueue(("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail))
+        return self._command(("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail))
 
     def _settle(self, call: _Call, reply: Reply) -> None:
         if call.again is not None and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
@@ -277,7 +283,7 @@ class Redis(_Connection):
     async def _greet(self) -> None:
         await super()._greet()
         for script in self._scripts:
-            await self._command("SCRIPT", "LOAD", script.source)
+            await self._enqueue(("SCRIPT", "LOAD", script.source))
 
 
 class Subscription(_Connection):
@@ -305,15 +311,15 @@ class Subscription(_Connection):
         Raises:
             RedisUnavailable: it cannot be reached.
         """
-        await self._command("SUBSCRIBE", channel)
+        await self._command(("SUBSCRIBE", channel))
 
     async def unsubscribe(self, channel: str) -> None:
         """Hear `channel` no more. Raises RedisUnavailable."""
-        await self._command("UNSUBSCRIBE", channel)
+        await self._command(("UNSUBSCRIBE", channel))
 
     async def ping(self) -> None:
         """Return if the connection is alive in both directions. Raises RedisUnavailable."""
-        await self._command("PING")
+        await self._command(("PING",))
 
     def _on_reply(self, reply: Reply) -> None:
         if isinstance(reply, list) and reply[0] == b"message":
@@ -321,10 +327,16 @@ class Subscription(_Connection):
         else:
             super()._on_reply(reply)
 
-    async def _greet(self) -> None:
-        await super()._greet()
+    async def _connect(self) -> None:
+        await super()._connect()
         if self._keeper is not None:  # not the first connection
             self._on_connected()
+
+
+def _failed(error: DuologueError) -> asyncio.Future[Reply]:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return future
 
 
 def _error_of(text: str) -> DuologueError:

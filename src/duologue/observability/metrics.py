@@ -54,6 +54,17 @@ DEAD_LETTERS = Counter("duologue_dead_letters_total", "Records set aside, by cau
 # message-relay
 RECORDS_RELAYED = Counter("duologue_records_relayed_total", "Outcomes applied to users' streams, by kind.", ["kind"])
 
+# HTTP, every role
+HTTP_REQUESTS = Counter(
+    "duologue_http_requests_total",
+    "HTTP requests answered, by route, method and status.",
+    ["route", "method", "status"],
+)
+HTTP_SECONDS = Histogram(
+    "duologue_http_seconds", "From an HTTP request to its whole answer, by route.", ["route"], buckets=_SHORT
+)
+
 # every role
+VALKEY_RESTARTS = Counter("duologue_valkey_restarts_total", "Times that the bundled Valkey ended by itself.")
 COMMITS = Counter("duologue_commits_total", "Commits of consumer positions, by topic.", ["topic"])
 LOOP_FAILURES = Counter("duologue_loop_failures_total", "Unexpected errors caught at a loop's edge, by loop.", ["loop"])

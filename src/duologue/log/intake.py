@@ -1,0 +1,224 @@
+"""The loop around a consumer, the same for every role that has one: poll, hand out, commit, pause, own, drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+import structlog
+
+from duologue.domain.errors import LogUnavailable, OwnershipLost
+from duologue.log.committer import Committer, Delivery, Holding
+from duologue.log.port import Log, LogConsumer, LogRecord, Partition
+
+_log = structlog.get_logger(__name__)
+
+POLL_RECORDS: Final = 256
+_POLL_SECONDS: Final = 0.5
+_RETRY_SECONDS: Final = 0.5
+_LEAVE_SECONDS: Final = 0.9
+"""For the last words about a partition: the log's adapters are promised an answer within 1 s."""
+_LAST_COMMIT_SECONDS: Final = 2.0
+
+
+class Handler(Protocol):
+    """A role's own part."""
+
+    async def accept(self, deliveries: Sequence[Delivery]) -> None:
+        """Take charge of records, each of which is to be `done` some time. The next are read when this returns."""
+        ...
+
+    async def leaving(self, holdings: Sequence[Holding]) -> None:
+        """These go to another owner, who waits for this, 0.9 s at most. Nothing of them will be committed after it."""
+        ...
+
+    def lost(self, holdings: Sequence[Holding]) -> None:
+        """These may have another owner already: stop their work."""
+        ...
+
+    def committed(self, partition: Partition, offset: int) -> None:
+        """Everything before `offset` will not be read again."""
+        ...
+
+
+class Intake:
+    """Reads one topic for one group and gives the records to a handler, within a bound of records not yet done.
+
+    It is itself the listener of its consumer.
+    """
+
+    def __init__(self, log: Log, *, topic: str, group: str, handler: Handler, max_undone: int) -> None:
+        self._log = log
+        self._topic = topic
+        self._group = group
+        self._handler = handler
+        self._max_undone = max_undone
+        self._holdings: dict[Partition, Holding] = {}
+        self._paused: set[Partition] = set()
+        self._consumer: LogConsumer | None = None
+        self._committer = Committer(topic, on_committed=handler.committed)
+        self._stopped = False
+        self._finish = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    @property
+    def undone(self) -> int:
+        """Records handed out and not done, of the partitions held."""
+        return sum(holding.undone for holding in self._holdings.values())
+
+    @property
+    def assigned(self) -> bool:
+        """Whether any partition is held."""
+        return bool(self._holdings)
+
+    async def run(self) -> None:
+        """Read until `finish`; the last commit is made before this returns.
+
+        Raises:
+            ConsumerRefused: another consumer owns the log, and it allows one only.
+        """
+        while not self._finish.is_set():
+            try:
+                async with self._log.consumer(topic=self._topic, group=self._group, listener=self) as consumer:
+                    self._consumer = consumer
+                    self._steer()
+                    await self._consume(consumer)
+            except OwnershipLost as error:
+                _log.warning("ownership_lost", topic=self._topic, error=str(error))
+            except LogUnavailable as error:
+                _log.warning("log_unavailable", topic=self._topic, error=str(error))
+            finally:
+                self._consumer = None
+            await self._pause_unless_finished()
+
+    def stop(self) -> None:
+        """Read nothing more. The partitions stay with this consumer, and commits go on."""
+        self._stopped = True
+        self._steer()
+        self._changed()
+
+    async def idle(self) -> None:
+        """Return when everything that was handed out is done."""
+        while self.undone:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def finish(self) -> None:
+        """Make `run` return, after a last commit."""
+        self._finish.set()
+
+    async def verify(self, partition: Partition) -> None:
+        """Return if this consumer still owns a partition, by committing its position once more.
+
+        Raises:
+            LogUnavailable: nobody can tell now.
+            OwnershipLost: it does not.
+        """
+        holding, consumer = self._holdings.get(partition), self._consumer
+        if holding is None or consumer is None:
+            raise OwnershipLost(f"{partition.topic}/{partition.number} is not held")
+        if holding.position is not None:
+            await consumer.commit({partition: holding.position})
+
+    async def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Begin a holding for each (PartitionListener)."""
+        for partition in partitions:
+            self._holdings[partition] = Holding(partition, self._changed)
+        self._steer()
+
+    async def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Let the handler mark what it leaves, commit for the last time, and end the holdings (PartitionListener)."""
+        going = [self._holdings[partition] for partition in partitions if partition in self._holdings]
+        try:
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._handler.leaving(going)
+                if self._consumer is not None:
+                    await self._committer.commit(self._consumer, going)
+        except (TimeoutError, LogUnavailable, OwnershipLost) as error:
+            _log.warning("leave_incomplete", topic=self._topic, error=str(error) or type(error).__name__)
+        finally:
+            self._end(going)
+
+    async def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """End the holdings at once (PartitionListener)."""
+        gone = [self._holdings[partition] for partition in partitions if partition in self._holdings]
+        self._end(gone)
+        self._handler.lost(gone)
+
+    def _end(self, holdings: Sequence[Holding]) -> None:
+        for holding in holdings:
+            holding.held = False
+            self._paused.discard(holding.partition)
+            if self._holdings.get(holding.partition) is holding:
+                del self._holdings[holding.partition]
+        self._changed()
+
+    async def _consume(self, consumer: LogConsumer) -> None:
+        commits = asyncio.create_task(
+            self._committer.run(consumer, self._holdings.values), name=f"commit-{self._topic}"
+        )
+        try:
+            await self._poll_until_finished(consumer, commits)
+        finally:
+            commits.cancel()
+            await asyncio.gather(commits, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_COMMIT_SECONDS):
+                await self._committer.commit(consumer, self._holdings.values())
+
+    async def _poll_until_finished(self, consumer: LogConsumer, commits: asyncio.Task[None]) -> None:
+        finish = asyncio.create_task(self._finish.wait(), name=f"finish-{self._topic}")
+        polls = asyncio.create_task(self._poll_loop(consumer), name=f"poll-{self._topic}")
+        try:
+            done, _ = await asyncio.wait([finish, polls, commits], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {finish}:
+                task.result()  # neither ends but by an error
+        finally:
+            finish.cancel()
+            polls.cancel()
+            await asyncio.gather(finish, polls, return_exceptions=True)
+
+    async def _poll_loop(self, consumer: LogConsumer) -> None:
+        while True:
+            try:
+                records = await consumer.poll(POLL_RECORDS, _POLL_SECONDS)
+            except LogUnavailable as error:
+                _log.warning("poll_waits", topic=self._topic, error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if deliveries := self._take(records):
+                await self._handler.accept(deliveries)
+                self._steer()
+
+    def _take(self, records: Sequence[LogRecord]) -> list[Delivery]:
+        holdings = self._holdings
+        return [holdings[record.partition].read(record) for record in records if record.partition in holdings]
+
+    def _changed(self) -> None:
+        self._committer.changed()
+        if self._paused and not self._stopped:
+            self._steer()
+        if not self._idle.is_set() and not self.undone:
+            self._idle.set()
+
+    def _steer(self) -> None:
+        """Pause or resume by what is undone; between the two bounds nothing changes, so that they do not alternate."""
+        if self._consumer is None:
+            return
+        undone = self.undone
+        if self._stopped or undone >= self._max_undone:
+            for partition in self._holdings.keys() - self._paused:
+                self._consumer.pause(partition)
+                self._paused.add(partition)
+        elif self._paused and undone <= self._max_undone * 3 // 4:
+            for partition in self._paused:
+                self._consumer.resume(partition)
+            self._paused.clear()
+
+    async def _pause_unless_finished(self) -> None:
+        """Wait before the consumer is opened again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await self._finish.wait()

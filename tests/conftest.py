@@ -1,0 +1,37 @@
+"""Fixtures that every test may use. Engines are real ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.valkey import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def session_valkey() -> Iterator[ValkeyServer]:
+    """The Valkey that tests share. Take `valkey` instead: it is clean."""
+    with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
+        server = ValkeyServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def valkey(session_valkey: ValkeyServer) -> str:
+    """URL of a clean Valkey with the bundled one's options. Not to be stopped: `valkey_server` is for that."""
+    session_valkey.flush()
+    return session_valkey.url
+
+
+@pytest.fixture
+def valkey_server() -> Iterator[ValkeyServer]:
+    """A running Valkey of the test's own, to stop, kill, pause and start again."""
+    with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
+        server = ValkeyServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()

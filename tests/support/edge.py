@@ -1,0 +1,178 @@
+"""A websocket-server alone: a real uvicorn in this process on real engines."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jwt
+import uvicorn
+from fastapi import FastAPI
+from tests.support.socket_client import WAIT_SECONDS, Client, connected
+
+from duologue.auth.tokens import TokenIssuer, TokenVerifier
+from duologue.config import Settings
+from duologue.delivery.hub import Hub
+from duologue.delivery.stream import UserStreams
+from duologue.domain.clock import wall_clock
+from duologue.domain.ids import DEFAULT_TENANT, UserKey
+from duologue.domain.records import CORRELATION_HEADER, INCOMING_TOPIC, MessageSubmitted, decode_incoming
+from duologue.engines.redis import Redis
+from duologue.log.port import Log, LogConsumer, LogProducer, Partition
+from duologue.log.valkey_streams import open_streams_log
+from duologue.store.database import Database, open_database
+from duologue.store.migrate import migrate
+from duologue.store.users import create_guest
+from duologue.websocket_server.app import router
+from duologue.websocket_server.server import WebSocketServer
+from duologue.websocket_server.transport import SocketProtocol
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Return once `condition` holds; fail if it does not in time."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():  # noqa: ASYNC110  # it polls what has no event
+            await asyncio.sleep(0.005)
+
+
+def user(name: str) -> UserKey:
+    """Return the user of that name."""
+    return UserKey(DEFAULT_TENANT, name)
+
+
+class _Listener:
+    async def on_assigned(self, partitions: Sequence[Partition]) -> None: ...
+
+    async def on_revoked(self, partitions: Sequence[Partition]) -> None: ...
+
+    async def on_lost(self, partitions: Sequence[Partition]) -> None: ...
+
+
+class Edge:
+    """A running websocket-server and what it stands on."""
+
+    def __init__(self, settings: Settings, secret: str) -> None:
+        self.settings = settings
+        self._secret = secret
+        self.issuer = TokenIssuer(secret)
+        self.verifier = TokenVerifier(secret)
+        self.url = ""
+        self.server: WebSocketServer
+        self.streams: UserStreams
+        self.hub: Hub
+        self.database: Database
+        self.log: Log
+
+    async def token(self, name: str, *, lifetime_seconds: int = 60) -> str:
+        """Return the token of a new guest."""
+        guest = await self.database.write(create_guest, DEFAULT_TENANT, name, wall_clock())
+        assert guest is not None, "the name is taken"
+        return self.issuer.issue(guest.key, uid=guest.uid, kind="guest", lifetime_seconds=lifetime_seconds)
+
+    def external_token(self, name: str) -> str:
+        """Return a token as a product's own backend signs it, without `uid`."""
+        return jwt.encode({"sub": name, "exp": wall_clock() // 1000 + 60}, self._secret, algorithm="HS256")
+
+    async def records(self, count: int) -> list[MessageSubmitted]:
+        """Return the first `count` messages on the log, once they are there."""
+        found: list[MessageSubmitted] = []
+        async with asyncio.timeout(WAIT_SECONDS), self._consumer() as consumer:
+            while len(found) < count:
+                for record in await consumer.poll(100, 1.0):
+                    message = decode_incoming(record.value)
+                    assert isinstance(message, MessageSubmitted)
+                    assert record.key == message.conversation_id
+                    assert record.headers[CORRELATION_HEADER] == message.correlation_id
+                    found.append(message)
+        return found
+
+    def _consumer(self) -> AbstractAsyncContextManager[LogConsumer]:
+        group = secrets.token_hex(4)  # each reads from the beginning
+        return self.log.consumer(topic=INCOMING_TOPIC, group=group, listener=_Listener())
+
+    def connect(
+        self, token: str | None = None, path: str = "/ws", *, greeted: bool = True, **query: str
+    ) -> AbstractAsyncContextManager[Client]:
+        """Open a socket; with `greeted`, the `connection` frame is read already."""
+        return connected(self.url, token, path, greeted=greeted, **query)
+
+
+@asynccontextmanager
+async def running_edge(
+    valkey_url: str,
+    folder: Path,
+    *,
+    wrap: Callable[[LogProducer], LogProducer] = lambda producer: producer,
+    revocation_check_seconds: float = 30.0,
+    **settings: Any,
+) -> AsyncIterator[Edge]:
+    """Run a websocket-server on a Valkey and an SQLite file of its own."""
+    edge = Edge(Settings(**settings), secrets.token_hex(32))
+    database_url = f"sqlite:///{folder / 'edge.db'}"
+    migrate(database_url)
+    async with AsyncExitStack() as stack:
+        edge.log = await stack.enter_async_context(
+            open_streams_log(valkey_url, takeover=True, timeout_seconds=edge.settings.log_timeout_seconds)
+        )
+        redis = await stack.enter_async_context(Redis(valkey_url, name="edge", scripts=UserStreams.scripts))
+        edge.streams = UserStreams(redis, durable=True)
+        edge.hub = await stack.enter_async_context(Hub(valkey_url, edge.streams))
+        edge.database = await stack.enter_async_context(open_database(database_url))
+        edge.server = WebSocketServer(
+            edge.settings,
+            producer=wrap(edge.log.producer),
+            hub=edge.hub,
+            streams=edge.streams,
+            database=edge.database,
+            verifier=edge.verifier,
+            revocation_check_seconds=revocation_check_seconds,
+        )
+        port = await stack.enter_async_context(_serving(edge))
+        edge.url = f"ws://127.0.0.1:{port}"
+        role = asyncio.create_task(edge.server.run())
+        yield edge
+        await edge.server.drain(WAIT_SECONDS)
+        await role
+
+
+@asynccontextmanager
+async def _serving(edge: Edge) -> AsyncIterator[int]:
+    app = FastAPI()
+    app.include_router(router(edge.server))
+    config = uvicorn.Config(
+        app,
+        port=0,
+        ws=SocketProtocol,
+        ws_max_size=edge.settings.max_frame_bytes,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await server.listening.wait()
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals alone and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    def capture_signals(self) -> Any:
+        return nullcontext()
