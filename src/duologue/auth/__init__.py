@@ -1,0 +1,1 @@
+"""Who a user is: tokens, and the secret that signs them."""

@@ -1,7 +1,8 @@
 """A provider for load and chaos: OpenAI's streaming endpoint that costs far less than what is measured against it.
 
-It is a bare asyncio protocol that reads no more of HTTP than it needs and writes pieces encoded beforehand. It runs
-until it is ended:
+It is a bare asyncio protocol that reads no more of HTTP than it needs and writes pieces encoded beforehand: 20 µs CPU
+for a reply of 8 tokens sent at once; for a piece sent at its own time 12 µs at 25,000 a second, 27 at 2,500 (mostly
+the system call and the waking). It runs until it is ended:
 
     python -m duologue.bench.mock_llm --port 9000 --tokens 8 --ttft-ms 0 --tps 0
 

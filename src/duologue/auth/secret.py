@@ -1,0 +1,46 @@
+"""The key that signs tokens: given by the operator, or made once for the embedded mode."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from duologue.domain.errors import StartRefused
+
+MIN_SECRET_BYTES: Final = 32
+"""HS256 asks for a key at least as long as its hash (RFC 7518, section 3.2)."""
+
+
+def checked_secret(secret: str) -> str:
+    """Return `secret` if it is long enough to sign with.
+
+    Raises:
+        StartRefused: it is not; the message says what to do.
+    """
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise StartRefused(f"JWT_SECRET must have {MIN_SECRET_BYTES} characters or more")
+    return secret
+
+
+def secret_of(data_dir: Path) -> str:
+    """Return the secret kept in `data_dir/jwt_secret`, made on the first call (mode 0600).
+
+    The caller holds the folder's lock, so no two processes make one at once.
+
+    Raises:
+        StartRefused: the file is there and holds less than a secret.
+    """
+    path = data_dir / "jwt_secret"
+    if path.exists():
+        return checked_secret(path.read_text(encoding="ascii").strip())
+    secret = secrets.token_urlsafe(48)
+    # Written aside and renamed: a process that dies here must not leave a file with half a secret.
+    draft = path.with_suffix(".new")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(secret)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return secret

@@ -1,0 +1,120 @@
+"""What a provider's failure means: another try, or none. See DESIGN.md, "Failure"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from duologue.llm.port import ModelRefused, ModelTemporaryError
+
+ModelFailure: TypeAlias = ModelTemporaryError | ModelRefused
+
+MAX_RETRY_AFTER_SECONDS: Final = 3600.0
+
+_TEMPORARY_STATUSES: Final = frozenset({408, 409, 429})
+_KEY_STATUSES: Final = frozenset({401, 403})
+_SHORT_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def temporary(cause: str, message: str, *, retry_after_seconds: float | None = None) -> ModelTemporaryError:
+    """Return the error for a try that failed and may succeed when repeated."""
+    return ModelTemporaryError(message, cause=cause, retry_after_seconds=retry_after_seconds)
+
+
+def failure_of_status(
+    status: int, headers: Mapping[str, str], body: bytes, *, model: str, now: datetime | None = None
+) -> ModelFailure:
+    """Return what an HTTP answer other than 2xx means.
+
+    The message is fit for users: of the body it tells the provider's short error code at most, since providers
+    repeat parts of keys and addresses in their texts.
+    """
+    cause = f"http_{status}"
+    if status in _TEMPORARY_STATUSES or status >= 500:
+        after = retry_after_seconds(headers, now or datetime.now(UTC))
+        return temporary(cause, f"the language model is not available (HTTP {status})", retry_after_seconds=after)
+    if status in _KEY_STATUSES:
+        return ModelRefused(f"the provider of the language model refused the key (HTTP {status})", cause=cause)
+    if status == 404:
+        return ModelRefused(f"the provider does not know the model {model!r} or its address (HTTP 404)", cause=cause)
+    detail = _short_code(body)
+    return ModelRefused(f"the language model refused the request (HTTP {status}{detail})", cause=cause)
+
+
+def failure_of_error(error: object, *, model: str) -> ModelFailure:
+    """Return what an error object inside an answer of status 200 means; a status among its fields counts as one."""
+    status = _status_in(error)
+    if status is not None:
+        return failure_of_status(status, {}, msgspec.json.encode({"error": error}), model=model)
+    return temporary("error_in_stream", "the language model reported an error")
+
+
+def error_in(body: bytes) -> object | None:
+    """Return the error object of a JSON body, None if it is not JSON or has none."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(decoded, list) and decoded:  # Gemini wraps its errors in a list
+        decoded = decoded[0]
+    return decoded.get("error") if isinstance(decoded, dict) else None
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return the wait that a provider asks for: `Retry-After` in seconds or as a date (RFC 9110, 10.2.3).
+
+    Args:
+        headers: of the answer; names in lower case or a case-insensitive mapping.
+        now: with a time zone.
+
+    Returns:
+        Seconds between 0 and `MAX_RETRY_AFTER_SECONDS`; None without a readable header.
+    """
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:  # OpenAI's finer one
+        return _capped(milliseconds / 1000)
+    value = headers.get("retry-after")
+    if (seconds := _number(value)) is not None:
+        return _capped(seconds)
+    if value is None:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return _capped((moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds())
+
+
+def _capped(seconds: float) -> float:
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else None
+    except ValueError:
+        return None
+    return number if number is not None and number == number else None  # noqa: PLR0124  # NaN is no number
+
+
+def _status_in(error: object) -> int | None:
+    if not isinstance(error, dict):
+        return None
+    for name in ("code", "status", "status_code"):
+        value: Any = error.get(name)
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value[:4])
+        if isinstance(value, int) and 400 <= value <= 599:
+            return value
+    return None
+
+
+def _short_code(body: bytes) -> str:
+    error = error_in(body)
+    codes = (error.get("code"), error.get("type")) if isinstance(error, dict) else ()
+    code = next((code for code in codes if isinstance(code, str) and _SHORT_CODE.fullmatch(code)), None)
+    return f", {code}" if code else ""

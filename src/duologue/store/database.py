@@ -1,0 +1,89 @@
+"""A database as the roles see it: functions over a `sqlalchemy.Connection`, each run in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from duologue.domain.errors import Permanent, StartRefused, StoreUnavailable
+from duologue.store.revision import HEAD, current_revision
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Query = Callable[Concatenate[Connection, P], T]
+"""A function of the modules beside this one. It blocks, and runs in a thread: it touches nothing but its arguments."""
+
+
+class StoreRefused(Permanent):
+    """The database refuses the data of this call: alone or again, it will be refused."""
+
+
+class Database(Protocol):
+    """A database, open."""
+
+    async def read(self, query: Query[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a query that only reads, on one snapshot.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached.
+        """
+        ...
+
+    async def write(self, query: Query[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a query in one transaction, which is durable when this returns and undone when it raises.
+
+        A caller that is cancelled does not know whether the transaction took place.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached.
+            StoreRefused: it refuses the data.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Return if the database answers and its schema is this program's.
+
+        Raises:
+            StoreUnavailable: it does not, or `duologue migrate` has not run.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let what runs come to its end, then close every connection."""
+        ...
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[Database]:
+    """Open the database at `url`, as `sqlite:///path`.
+
+    Raises:
+        StartRefused: no adapter knows such a URL.
+    """
+    database = _adapter(url)
+    try:
+        yield database
+    finally:
+        await database.aclose()
+
+
+def _adapter(url: str) -> Database:
+    from duologue.store.sqlite import SqliteDatabase  # noqa: PLC0415 - the adapters import the port above
+
+    backend = sa.make_url(url).get_backend_name()
+    if backend == "sqlite":
+        return SqliteDatabase(url)
+    raise StartRefused(f"DATABASE_URL names {backend!r}; this version knows sqlite:///path")
+
+
+def require_head(conn: Connection) -> None:
+    """Raise StoreUnavailable unless the schema is this program's."""
+    revision = current_revision(conn)
+    if revision != HEAD:
+        found = f"is at revision {revision}" if revision else "is empty"
+        raise StoreUnavailable(f"the database {found}, this program needs {HEAD}: run `duologue migrate`")

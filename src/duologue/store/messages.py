@@ -1,0 +1,363 @@
+"""Storing what users say: each message once, in the order of the log, with a request for its first answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from duologue.domain.ids import new_id
+from duologue.domain.records import MessageSubmitted
+from duologue.store.prepared import Prepared, is_one_of
+from duologue.store.schema import conversations, messages, tombstones, users
+from duologue.store.users import deleted_users
+
+ReplyState: TypeAlias = Literal["queued", "generating", "complete", "failed", "stopped"]
+RefusedReason: TypeAlias = Literal[
+    "user_deleted", "conversation_deleted", "conversation_unknown", "other_conversation", "message_deleted"
+]
+
+TITLE_CHARACTERS: Final = 60
+
+
+class Incoming(msgspec.Struct, frozen=True):
+    """A record as it was read from the log."""
+
+    record: MessageSubmitted
+    topic: str
+    partition: int
+    offset: int
+
+
+class StoredRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for an answer, as it stands in the store. `fresh` tells that this call has stored it.
+
+    `user_id` is the name on the wire, `uid` the user's row. `content`, `metadata` and `client_id` are the user
+    message's, `model` the one that it asks for. `submitted_at` is milliseconds since the Unix epoch at the edge.
+    """
+
+    reply_id: str
+    message_id: str
+    conversation_id: str
+    tenant: str
+    user_id: str
+    uid: str
+    position: int
+    generation: int
+    turn: int
+    state: ReplyState
+    attempt: int
+    takeovers: int
+    published: bool
+    submitted_at: int
+    correlation_id: str
+    content: str
+    client_id: str
+    metadata: dict[str, Any] | None = None
+    model: str | None = None
+    fresh: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A record that is done without outcome, and why."""
+
+    message_id: str
+    reason: RefusedReason
+
+
+Stored: TypeAlias = StoredRequest | Refused
+
+
+class _Thread(msgspec.Struct):
+    """A conversation, locked, while messages are added to it."""
+
+    id: str
+    uid: str
+    title: str | None
+    next_position: int
+    next_turn: int
+    deleted: bool
+    user_deleted: bool
+    grown: bool = False
+
+
+class _View(msgspec.Struct):
+    """What a batch meets in the store, kept up to date while its records enter one by one."""
+
+    threads: dict[str, _Thread]
+    standing: dict[str, Stored]
+    deleted_users: set[str]
+
+    def enter(self, record: MessageSubmitted) -> Stored:
+        """Decide on one record; a new message takes its place at once, so that copies behind it find it."""
+        thread = self.threads.get(record.conversation_id)
+        if thread is None:
+            return Refused(record.message_id, self._reason_without_conversation(record))
+        if reason := _refusal(record, thread):
+            return Refused(record.message_id, reason)
+        known = self.standing.get(record.message_id)
+        if isinstance(known, StoredRequest) and known.conversation_id != record.conversation_id:
+            return Refused(record.message_id, "other_conversation")
+        if known is not None:
+            return known
+        request = _draw(record, thread)
+        self.standing[record.message_id] = msgspec.structs.replace(request, fresh=False)
+        return request
+
+    def _reason_without_conversation(self, record: MessageSubmitted) -> RefusedReason:
+        return "user_deleted" if record.uid in self.deleted_users else "conversation_unknown"
+
+
+def _refusal(record: MessageSubmitted, thread: _Thread) -> RefusedReason | None:
+    """Tell why a record's conversation does not take it: None if it does (rules Users, Conversations)."""
+    if thread.uid != record.uid:
+        return "conversation_unknown"
+    if thread.user_deleted:
+        return "user_deleted"
+    return "conversation_deleted" if thread.deleted else None
+
+
+_LOCK: Final = Prepared(
+    sa.select(
+        conversations.c.id,
+        conversations.c.user_id,
+        conversations.c.title,
+        conversations.c.next_position,
+        conversations.c.next_turn,
+        conversations.c.deleted_at.is_not(None),
+        users.c.deleted_at.is_not(None),
+    )
+    .join(users, users.c.id == conversations.c.user_id)
+    .where(is_one_of(conversations.c.id))
+    .order_by(conversations.c.id)
+    .with_for_update(of=conversations)  # PostgreSQL only; SQLite has one writer at a time
+)
+
+_KNOWN: Final = Prepared(
+    sa.union_all(
+        sa.select(messages.c.id, sa.false().label("deleted")).where(is_one_of(messages.c.id)),
+        sa.select(tombstones.c.id, sa.true()).where(
+            tombstones.c.kind == sa.literal_column("'message'"),
+            is_one_of(tombstones.c.id),
+        ),
+    )
+)
+
+_reply = messages.alias("reply")
+_STANDING: Final = (
+    sa.select(
+        _reply.c.id.label("reply_id"),
+        messages.c.id.label("message_id"),
+        messages.c.conversation_id,
+        messages.c.tenant,
+        users.c.userid.label("user_id"),
+        messages.c.user_id.label("uid"),
+        messages.c.position,
+        _reply.c.generation,
+        _reply.c.turn,
+        _reply.c.state,
+        _reply.c.attempt,
+        _reply.c.takeovers,
+        _reply.c.published,
+        _reply.c.submitted_at,
+        _reply.c.correlation_id,
+        messages.c.content,
+        messages.c.client_id,
+        messages.c.metadata,
+        _reply.c.requested_model.label("model"),
+    )
+    .join(_reply, _reply.c.reply_to == messages.c.id)
+    .join(users, users.c.id == messages.c.user_id)
+)
+_FIRST_REQUESTS: Final = _STANDING.where(is_one_of(messages.c.id), _reply.c.generation == 1)
+
+_INSERTED: Final = (
+    "id",
+    "tenant",
+    "user_id",
+    "conversation_id",
+    "role",
+    "position",
+    "generation",
+    "reply_to",
+    "turn",
+    "state",
+    "content",
+    "metadata",
+    "client_id",
+    "requested_model",
+    "correlation_id",
+    "topic",
+    "partition",
+    "offset",
+    "submitted_at",
+    "created_at",
+    "updated_at",
+)
+_INSERT: Final = Prepared(
+    sa.insert(messages).values({name: sa.bindparam(name, type_=messages.c[name].type) for name in _INSERTED})
+)
+
+_GROW: Final = Prepared(
+    sa.update(conversations)
+    .where(conversations.c.id == sa.bindparam("thread_id"))
+    .values(
+        title=sa.bindparam("title"),
+        next_position=sa.bindparam("next_position"),
+        next_turn=sa.bindparam("next_turn"),
+        last_activity_at=sa.bindparam("now"),
+        updated_at=sa.bindparam("now"),
+    )
+)
+
+
+def store_messages(conn: Connection, batch: Sequence[Incoming], now: int) -> list[Stored]:
+    """Store a batch in the order of the log: user messages with dense positions, each with a request for an answer.
+
+    Returns:
+        One entry for each record, in the batch's order. A copy of a stored message (from an earlier batch or this
+        one) returns its first request as it stands, with `fresh` False.
+    """
+    if not batch:
+        return []
+    # Locked first and in one order: two consumers that store for the same conversations cannot deadlock, and what
+    # is read below cannot change before the commit (rule Order).
+    threads = _lock_threads(conn, {incoming.record.conversation_id for incoming in batch})
+    view = _View(
+        threads=threads,
+        standing=_standing(conn, [incoming.record.message_id for incoming in batch]),
+        deleted_users=_deleted_strangers(conn, batch, threads),
+    )
+    rows: list[dict[str, Any]] = []
+    entries: list[Stored] = []
+    for incoming in batch:
+        entry = view.enter(incoming.record)
+        if isinstance(entry, StoredRequest) and entry.fresh:
+            rows += _rows_of(incoming, entry, now)
+        entries.append(entry)
+    _write(conn, rows, threads.values(), now)
+    return entries
+
+
+def _lock_threads(conn: Connection, ids: Iterable[str]) -> dict[str, _Thread]:
+    return {row[0]: _Thread(*row) for row in _LOCK.rows(conn, {"ids": list(ids)})}
+
+
+def _standing(conn: Connection, message_ids: Sequence[str]) -> dict[str, Stored]:
+    """Return what is known of these messages: nothing in the common case, at the price of one statement."""
+    known = _KNOWN.rows(conn, {"ids": message_ids})
+    standing: dict[str, Stored] = {row[0]: Refused(row[0], "message_deleted") for row in known if row[1]}
+    if stored := [row[0] for row in known if not row[1]]:
+        for row in conn.execute(_FIRST_REQUESTS, {"ids": stored}).mappings():
+            standing[row["message_id"]] = StoredRequest(**row)
+    return standing
+
+
+def _deleted_strangers(conn: Connection, batch: Sequence[Incoming], threads: dict[str, _Thread]) -> set[str]:
+    """Return which users of records without a conversation were deleted: nothing to ask in the common case."""
+    strangers = {incoming.record.uid for incoming in batch if incoming.record.conversation_id not in threads}
+    return deleted_users(conn, sorted(strangers))
+
+
+def _draw(record: MessageSubmitted, thread: _Thread) -> StoredRequest:
+    """Give a new message the next position of its conversation and its request the next turn."""
+    position, turn = thread.next_position, thread.next_turn
+    thread.next_position += 1
+    thread.next_turn += 1
+    thread.title = thread.title or title_of(record.content)
+    thread.grown = True
+    return StoredRequest(
+        reply_id=new_id(),
+        message_id=record.message_id,
+        conversation_id=record.conversation_id,
+        tenant=record.tenant,
+        user_id=record.user_id,
+        uid=record.uid,
+        position=position,
+        generation=1,
+        turn=turn,
+        state="queued",
+        attempt=0,
+        takeovers=0,
+        published=False,
+        submitted_at=record.submitted_at,
+        correlation_id=record.correlation_id,
+        content=record.content,
+        client_id=record.client_id,
+        metadata=record.metadata,
+        model=record.model,
+        fresh=True,
+    )
+
+
+def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the row of a message and that of the request for its answer. Both have every column, so that one
+    statement inserts both kinds."""
+    shared = {
+        "tenant": request.tenant,
+        "user_id": request.uid,
+        "conversation_id": request.conversation_id,
+        "position": request.position,
+        "correlation_id": request.correlation_id,
+        "topic": incoming.topic,
+        "partition": incoming.partition,
+        "offset": incoming.offset,
+        "submitted_at": request.submitted_at,
+        "created_at": now,
+        "updated_at": now,
+    }
+    message = shared | {
+        "id": request.message_id,
+        "role": "user",
+        "generation": 0,
+        "reply_to": None,
+        "turn": None,
+        "state": "stored",
+        "content": request.content,
+        "metadata": request.metadata,
+        "client_id": request.client_id,
+        "requested_model": request.model,
+    }
+    reply = shared | {
+        "id": request.reply_id,
+        "role": "assistant",
+        "generation": request.generation,
+        "reply_to": request.message_id,
+        "turn": request.turn,
+        "state": "queued",
+        "content": "",
+        "metadata": None,
+        "client_id": None,
+        "requested_model": request.model,
+    }
+    return message, reply
+
+
+def _write(conn: Connection, rows: list[dict[str, Any]], threads: Iterable[_Thread], now: int) -> None:
+    grown = [
+        {
+            "thread_id": thread.id,
+            "title": thread.title,
+            "next_position": thread.next_position,
+            "next_turn": thread.next_turn,
+            "now": now,
+        }
+        for thread in threads
+        if thread.grown
+    ]
+    if rows:
+        _INSERT.run(conn, rows)
+        _GROW.run(conn, grown)
+
+
+def title_of(content: str) -> str:
+    """Make a conversation's title of its first message: one line of at most `TITLE_CHARACTERS`."""
+    line = " ".join(content[: TITLE_CHARACTERS * 4].split())
+    if len(line) <= TITLE_CHARACTERS:
+        return line
+    cut = line[: TITLE_CHARACTERS - 1]
+    words = cut.rpartition(" ")[0]
+    return (words if len(words) > TITLE_CHARACTERS // 2 else cut) + "…"

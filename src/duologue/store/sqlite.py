@@ -1,0 +1,134 @@
+"""SQLite: one thread writes, a few read, and a transaction is one hop to such a thread and back.
+
+SQLite has one writer at a time anyway. With one thread for it, transactions queue in Python, where waiting is free,
+and never meet `SQLITE_BUSY` among themselves. ADR 0002 has the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from duologue.domain.errors import StoreUnavailable
+from duologue.observability.metrics import STORE_SECONDS
+from duologue.store.database import StoreRefused, require_head
+from duologue.store.dialect import from_json, to_json
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS: Final = 2
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""How long a transaction waits for another process, such as a backup, that holds the file's lock."""
+
+_PRAGMAS: Final = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",  # a commit is on disk when it returns, also if the machine dies
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA temp_store=MEMORY",
+    "PRAGMA cache_size=-16000",
+)
+
+_DATA_ERRORS: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+
+
+class SqliteDatabase:
+    """A file of SQLite. See `Database`."""
+
+    def __init__(self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
+        self._writing = create_engine(url, "BEGIN IMMEDIATE", busy_timeout_seconds=busy_timeout_seconds)
+        self._reading = create_engine(url, "BEGIN", connections=READERS, busy_timeout_seconds=busy_timeout_seconds)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._held: Connection | None = None  # the writer thread's own
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Database.read`."""
+        call = partial(self._read, query, args, kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+    async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Database.write`."""
+        call = partial(self._write, query, args, kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, call)
+
+    async def check(self) -> None:
+        """See `Database.check`."""
+        await self.read(require_head)
+
+    async def aclose(self) -> None:
+        """See `Database.aclose`."""
+        await asyncio.gather(asyncio.to_thread(self._writer.shutdown), asyncio.to_thread(self._readers.shutdown))
+        if self._held is not None:
+            self._held.close()
+        self._writing.dispose()
+        self._reading.dispose()
+
+    def _read(self, query: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
+        with _timed(query), _reaction(), self._reading.begin() as conn:
+            return query(conn, *args, **kwargs)
+
+    def _write(self, query: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
+        with _timed(query), _reaction():
+            if self._held is None:
+                self._held = self._writing.connect()
+            with self._held.begin():
+                return query(self._held, *args, **kwargs)
+
+
+def create_engine(
+    url: str, begin: str, *, connections: int = 1, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
+) -> Engine:
+    """Return an engine whose transactions start with the statement `begin`."""
+    engine = sa.create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        json_serializer=to_json,
+        json_deserializer=from_json,
+        connect_args={"timeout": busy_timeout_seconds, "cached_statements": 256},
+    )
+    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "begin", lambda conn: conn.exec_driver_sql(begin))
+    return engine
+
+
+def _prepare(connection: Any, _: object) -> None:
+    """Set a connection up. Python's sqlite3 begins transactions on its own, and late, unless it is told not to."""
+    connection.isolation_level = None
+    for pragma in _PRAGMAS:
+        connection.execute(pragma).close()
+
+
+def _timed(query: Callable[..., Any]) -> AbstractContextManager[object]:
+    return STORE_SECONDS.labels(getattr(query, "__name__", "query")).time()
+
+
+@contextmanager
+def _reaction() -> Iterator[None]:
+    """Turn errors of the database into what the caller does next."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _translated(error.orig) from error
+    except sqlite3.Error as error:  # of a prepared statement, which goes past SQLAlchemy
+        raise _translated(error) from error
+    except (OverflowError, UnicodeEncodeError) as error:  # sqlite3's own, while it binds a value
+        raise StoreRefused(f"the database cannot hold the value: {error}") from error
+
+
+def _translated(error: BaseException | None) -> StoreRefused | StoreUnavailable:
+    if isinstance(error, _DATA_ERRORS):
+        return StoreRefused(f"the database refuses the data: {error}")
+    return StoreUnavailable(f"the database is not available: {error}")

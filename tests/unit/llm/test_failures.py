@@ -1,0 +1,86 @@
+"""What statuses and headers of a provider mean."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from duologue.llm.failures import (
+    MAX_RETRY_AFTER_SECONDS,
+    failure_of_error,
+    failure_of_status,
+    retry_after_seconds,
+)
+from duologue.llm.port import ModelRefused, ModelTemporaryError
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
+def test_status_that_may_pass_is_temporary(status: int) -> None:
+    failure = failure_of_status(status, {}, b"", model="m")
+    assert isinstance(failure, ModelTemporaryError)
+    assert failure.cause == f"http_{status}"
+
+
+@pytest.mark.parametrize("status", [301, 400, 402, 404, 413, 422])
+def test_status_that_will_not_change_is_refused(status: int) -> None:
+    failure = failure_of_status(status, {}, b"", model="m")
+    assert isinstance(failure, ModelRefused)
+    assert failure.cause == f"http_{status}"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_key_is_named_as_the_reason_and_never_shown(status: int) -> None:
+    body = b'{"error":{"message":"Incorrect API key provided: sk-123","code":"invalid_api_key"}}'
+    failure = failure_of_status(status, {}, body, model="m")
+    assert isinstance(failure, ModelRefused)
+    assert "refused the key" in str(failure)
+    assert "sk-123" not in str(failure)
+
+
+def test_refused_request_tells_the_short_code_but_not_the_text() -> None:
+    body = b'{"error":{"message":"at http://10.0.0.1","code":"context_length_exceeded"}}'
+    failure = failure_of_status(400, {}, body, model="m")
+    assert "context_length_exceeded" in str(failure)
+    assert "10.0.0.1" not in str(failure)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"error":{"code":"spaces are no code"}}'])
+def test_refused_request_with_any_body_is_described_by_its_status(body: bytes) -> None:
+    assert str(failure_of_status(400, {}, body, model="m")).endswith("(HTTP 400)")
+
+
+@pytest.mark.parametrize("error", [{"code": 429}, {"status": 500}, {"code": "503"}, {"status_code": 408}])
+def test_error_object_with_a_status_counts_as_that(error: object) -> None:
+    assert failure_of_error(error, model="m").cause.startswith("http_")
+
+
+@pytest.mark.parametrize(
+    "error", ["boom", {"code": "server_error"}, {"code": 7}, {"code": None}, [1], {"code": "99999"}]
+)
+def test_error_object_without_a_status_is_temporary(error: object) -> None:
+    failure = failure_of_error(error, model="m")
+    assert isinstance(failure, ModelTemporaryError)
+    assert failure.cause == "error_in_stream"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "999999"}, MAX_RETRY_AFTER_SECONDS),
+        ({"retry-after": "inf"}, MAX_RETRY_AFTER_SECONDS),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Thu, 01 Jan 2026 12:00:30 GMT"}, 30.0),
+        ({"retry-after": "Thu, 01 Jan 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+    ],
+)
+def test_retry_after_is_read_in_seconds_or_as_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after_seconds(headers, NOW) == seconds
