@@ -76,7 +76,7 @@ async def run_embedded(settings: Settings) -> None:
     """
     began = time.monotonic()
     configure_logging(level=settings.log_level, form=settings.log_format, server_id=settings.server_id)
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # its own annotation is missing
     _check_supported(settings)
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(locked_data_dir(settings.data_dir))

@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 PING_INTERVAL_SECONDS: Final = 25.0
 PONG_TIMEOUT_SECONDS: Final = 10.0
 _RESTART_SECONDS: Final = 1.0
+_LEAST_DRAIN_SECONDS: Final = 5.0
+"""For a role whose turn comes when the time is over: sockets are to be closed in order even then."""
 
 
 class Role(Protocol):
@@ -183,7 +185,7 @@ class Runner:
         deadline = loop.time() + self._drain_seconds
         for role, task in zip(self._roles, working, strict=True):
             if not task.done():
-                await role.drain(max(deadline - loop.time(), 0.1))
+                await role.drain(max(deadline - loop.time(), _LEAST_DRAIN_SECONDS))
                 _log.info("role_drained", role=role.name)
 
 

@@ -43,6 +43,7 @@ class CloseCode(IntEnum):
     """Why the server closes a socket. Those from 4000 up are this protocol's, the rest are of RFC 6455."""
 
     GOING_AWAY = 1001
+    POLICY = 1008  # the conversation or character that the connection is for is not there
     TOO_LARGE = 1009
     NO_PONG = 1011
     RESTARTING = 1012

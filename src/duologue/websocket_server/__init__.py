@@ -1,0 +1,1 @@
+"""The edge: sockets in, records on the log, frames out."""

@@ -1,0 +1,54 @@
+"""The routes of the sockets, and what a handshake says."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.datastructures import Headers, QueryParams
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from duologue.protocol.session import Handshake
+from duologue.websocket_server.server import WebSocketServer
+
+
+class _Endpoint:
+    """A plain ASGI application: no object a socket that the framework would keep for as long as it is open."""
+
+    def __init__(self, server: WebSocketServer) -> None:
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._server.serve(scope, receive, send, handshake_of(scope))
+
+
+def router(server: WebSocketServer) -> APIRouter:
+    """Return the routes `GET /ws` and `GET /ws/{character_id}`."""
+    endpoint = _Endpoint(server)
+    return APIRouter(routes=[WebSocketRoute("/ws", endpoint), WebSocketRoute("/ws/{character_id}", endpoint)])
+
+
+def handshake_of(scope: Scope) -> Handshake:
+    """Return what a client asks for, from the path, the query, the headers and the subprotocols of its request."""
+    query = QueryParams(scope["query_string"])
+    subprotocols = tuple(scope["subprotocols"])
+    return Handshake(
+        token=_bearer(Headers(scope=scope)) or _offered_token(subprotocols) or query.get("token") or None,
+        user_id=query.get("userid") or None,
+        character=scope.get("path_params", {}).get("character_id"),
+        conversation_id=query.get("conversation_id") or None,
+        last_event_id=query.get("last_event_id") or None,
+        subprotocols=subprotocols,
+    )
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _offered_token(subprotocols: tuple[str, ...]) -> str | None:
+    """Return the token of `bearer, <token>`: what stands behind `bearer`."""
+    if "bearer" not in subprotocols:
+        return None
+    place = subprotocols.index("bearer") + 1
+    return subprotocols[place] if place < len(subprotocols) else None

@@ -1,0 +1,76 @@
+"""uvicorn's WebSocket protocol with what a server of slow readers needs besides.
+
+ASGI alone knows neither a write that does not wait nor an end that does not wait for the peer. The scope's extension
+`EXTENSION` gives both to the application; without it (another server, a test client) the application does without.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol, cast
+
+from starlette.types import Scope
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+
+EXTENSION: Final = "duologue.transport"
+
+LINGER_SECONDS: Final = 5.0
+"""How long a connection that is done with may wait for its peer to read the rest."""
+
+
+class Transport(Protocol):
+    """The socket below ASGI."""
+
+    def write_now(self, text: bytes) -> bool:
+        """Write a text frame if the transport takes it without waiting; return whether it did."""
+        ...
+
+    def abort(self) -> None:
+        """End the connection at once; what is not on the wire yet is lost."""
+        ...
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """For uvicorn's option `ws`."""
+
+    async def run_asgi(self) -> None:
+        self.scope["extensions"] = {**(self.scope["extensions"] or {}), EXTENSION: cast("dict[object, object]", self)}
+        await super().run_asgi()
+        # What a peer does not read would hold a connection that is done with for ever.
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def write_now(self, text: bytes) -> bool:
+        """See `Transport.write_now`."""
+        if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
+            return False
+        if self.transport.is_closing():
+            return False
+        try:
+            self.conn.send_text(text)
+        except InvalidState:  # it is being closed from the other side
+            return False
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
+
+    def abort(self) -> None:
+        """See `Transport.abort`."""
+        self.transport.abort()
+
+    def handle_ping(self) -> None:
+        # Pongs go past every queue: a peer that pings and never reads would fill the memory with them.
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.abort()
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        # The close that this sent waits for a peer to read what is before it. One that does not, must not hold it.
+        if self.transport.get_write_buffer_size():
+            self.abort()
+
+
+def transport_of(scope: Scope) -> Transport | None:
+    """Return the transport below an ASGI WebSocket scope, None if the server has no such extension."""
+    return cast("Transport | None", scope.get("extensions", {}).get(EXTENSION))

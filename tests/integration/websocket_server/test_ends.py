@@ -1,0 +1,136 @@
+"""How sockets end: too many, revoked, too slow, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.edge import Edge, eventually, running_edge, user
+
+from duologue.domain.clock import wall_clock
+from duologue.log.port import LogProducer
+from duologue.observability.metrics import SLOW_READERS
+from duologue.store.deletion import delete_user
+from duologue.store.users import find_user
+from duologue.websocket_server import egress, transport
+
+
+async def test_eleventh_socket_of_a_user_closes_the_oldest_with_4429(edge: Edge) -> None:
+    token = await edge.token("ann")
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(edge.connect(token)) for _ in range(11)]
+        error = await clients[0].receive()
+        assert (error["code"], error["temporary"]) == ("too_many_connections", False)
+        assert await clients[0].closed() == 4429
+        for client in clients[1:]:
+            await client.ping()
+        await eventually(lambda: edge.server.connections == 10)
+        assert edge.server.users == 1
+    await eventually(lambda: edge.server.connections == 0)
+    assert edge.server.users == 0
+
+
+async def test_revocation_closes_every_socket_of_the_user_with_4401(edge: Edge) -> None:
+    ann, bob = await edge.token("ann"), await edge.token("bob")
+    async with edge.connect(ann) as phone, edge.connect(ann) as laptop, edge.connect(bob) as other:
+        await edge.streams.revoke(user("ann"))
+        for client in (phone, laptop):
+            assert (await client.receive())["code"] == "invalid_token"
+            assert await client.closed() == 4401
+        await other.ping()
+
+
+async def test_deleted_user_is_found_by_the_check_even_if_nobody_said_so(valkey: str, tmp_path: Path) -> None:
+    async with running_edge(valkey, tmp_path, revocation_check_seconds=0.05) as edge:
+        ann, bob = await edge.token("ann"), await edge.token("bob")
+        async with edge.connect(ann) as client, edge.connect(bob) as other:
+            row = await edge.database.read(find_user, "default", "ann")
+            assert row is not None
+            await edge.database.write(delete_user, row.uid, wall_clock())
+            assert await client.closed() == 4401
+            await other.ping()
+
+
+async def test_client_that_reads_too_late_is_closed_with_1013_and_memory_stays_bounded(edge: Edge) -> None:
+    ann, bob = await edge.token("ann"), await edge.token("bob")
+    before = SLOW_READERS._value.get()
+    async with edge.connect(ann) as slow, edge.connect(bob) as other:
+        frame = b'{"type":"other","content":"' + b"x" * 65_000 + b'"}'
+        most = 0
+        while SLOW_READERS._value.get() == before:  # kernel and client take several megabytes before it backs up
+            await edge.streams.publish(user("ann"), *[frame] * 8)
+            most = max(most, edge.server.queued_bytes)
+        assert 0 < most <= edge.settings.send_queue_bytes
+        await other.ping()
+        assert await slow.closed() == 1013
+
+
+async def test_client_that_never_reads_is_aborted(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(transport, "LINGER_SECONDS", 0.2)
+    async with edge.connect(await edge.token("ann")) as slow:
+        frame = b'{"type":"other","content":"' + b"x" * 65_000 + b'"}'
+        while edge.server.connections:
+            await edge.streams.publish(user("ann"), *[frame] * 8)
+        slow.socket.transport.abort()
+
+
+async def test_drain_closes_with_1012_and_lets_nobody_in(edge: Edge) -> None:
+    token = await edge.token("ann")
+    async with edge.connect(token) as client, edge.connect(token) as another:
+        started = asyncio.get_running_loop().time()
+        draining = asyncio.create_task(edge.server.drain(10.0))
+        assert await client.closed() == 1012
+        assert await another.closed() == 1012
+        await draining
+        assert asyncio.get_running_loop().time() - started < 1.0
+    async with edge.connect(token, greeted=False) as late:
+        assert await late.closed() == 1012
+
+
+class _HeldProducer:
+    """A log whose acknowledgement waits for the test."""
+
+    def __init__(self, producer: LogProducer) -> None:
+        self._producer = producer
+        self.appending = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def append(self, *arguments: Any) -> None:
+        self.appending.set()
+        await self.go_on.wait()
+        await self._producer.append(*arguments)
+
+
+async def test_drain_waits_for_the_acknowledgement_of_what_was_taken(valkey: str, tmp_path: Path) -> None:
+    held: list[_HeldProducer] = []
+
+    def wrap(producer: LogProducer) -> LogProducer:
+        held.append(_HeldProducer(producer))
+        return held[0]
+
+    async with running_edge(valkey, tmp_path, wrap=wrap) as edge, edge.connect(await edge.token("ann")) as client:
+        await client.send(type="message", id="one", content="Hello")
+        await held[0].appending.wait()
+        assert edge.server.in_flight == 1
+        draining = asyncio.create_task(edge.server.drain(10.0))
+        await asyncio.sleep(0)
+        held[0].go_on.set()
+        assert (await client.receive())["id"] == "one"
+        assert await client.closed() == 1012
+        await draining
+
+
+async def test_client_that_pings_and_never_reads_is_aborted(edge: Edge) -> None:
+    async with edge.connect(await edge.token("ann")) as client:
+        client.socket.transport.pause_reading()
+        while edge.server.connections:
+            for _ in range(200):
+                client.socket.protocol.send_ping(secrets.token_bytes(100))
+            client.socket.transport.write(b"".join(client.socket.protocol.data_to_send()))
+            await asyncio.sleep(0)
+        client.socket.transport.abort()
