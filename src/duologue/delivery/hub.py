@@ -1,0 +1,361 @@
+"""This node's connections: one subscription per user, fanned out to their sockets, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Self
+
+import structlog
+
+from duologue.delivery.attachment import Answered, Attachment, Greet, Socket
+from duologue.delivery.cursors import Cursors
+from duologue.delivery.names import EventPosition, names_of, parse_event_id
+from duologue.delivery.publication import REVOKED, parse
+from duologue.delivery.stream import AttachReply, UserStreams
+from duologue.delivery.tasks import Tasks
+from duologue.domain.errors import DuologueError, RedisUnavailable, StartRefused
+from duologue.domain.ids import UserKey
+from duologue.engines.redis import Subscription
+from duologue.observability import metrics
+
+_log = structlog.get_logger(__name__)
+
+_ASKED_AT_ONCE: Final = 128
+_RESTORED_AT_ONCE: Final = 256
+_CHECKED_AT_ONCE: Final = 256
+_FIRST_DELAY_SECONDS: Final = 0.05
+_LONGEST_DELAY_SECONDS: Final = 1.0
+
+
+class _Feed:
+    """A user with sockets here, and the subscription of their channel."""
+
+    __slots__ = ("attachments", "channel", "generation", "lock", "sent", "user")
+
+    def __init__(self, user: UserKey) -> None:
+        self.user = user
+        self.channel = names_of(user).channel
+        self.attachments: dict[Socket, Attachment] = {}
+        self.lock = asyncio.Lock()
+        """Serialises SUBSCRIBE and UNSUBSCRIBE."""
+        self.sent = False
+        """Whether a SUBSCRIBE may have reached Redis."""
+        self.generation = 0
+        """The connection on which the channel is surely subscribed; 0: none."""
+
+    @property
+    def number(self) -> int | None:
+        """The least running number of its live sockets; None if all are catching up."""
+        return min((each.number for each in self.attachments.values() if each.live), default=None)
+
+
+class Hub:
+    """All sockets of this process. Open it with `async with`: its tasks run within.
+
+    It outlives Redis: sockets stay, and when Redis is back each catches up. Only if Redis answers, but the subscription
+    cannot be had, `ready` turns false and the sockets are told that their feed is lost.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        streams: UserStreams,
+        *,
+        check_seconds: float = 25.0,
+        cursor_delay_seconds: float = 40.0,
+        timeout_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Subscribe at `url`, and attach by `streams`.
+
+        Args:
+            url: the Redis that `streams` uses.
+            streams: the users' streams.
+            check_seconds: how often numbers are compared with Redis, and the subscription is probed.
+            cursor_delay_seconds: how long after a write a socket must have stayed open for the cursor to pass.
+            timeout_seconds: after which a subscription that does not answer is given up.
+            clock: seconds, monotonic.
+        """
+        self._streams = streams
+        self._check_seconds = check_seconds
+        self._subscription = Subscription(
+            url,
+            name="hub",
+            on_message=self._on_message,
+            on_connected=self._on_connected,
+            timeout_seconds=timeout_seconds,
+        )
+        self._generation = 1
+        self._reconnected = asyncio.Event()
+        self._feeds: dict[UserKey, _Feed] = {}
+        self._channels: dict[bytes, _Feed] = {}
+        self._attachments: dict[Socket, Attachment] = {}
+        self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
+        self._failed_probes = 0
+        self._cursors = Cursors(streams, delay_seconds=cursor_delay_seconds, clock=clock)
+        self._tasks = Tasks("hub")
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            RedisUnavailable: nothing answers.
+        """
+        await self._subscription.__aenter__()
+        for step in (self._restore, self._check_in_time, self._cursors.tick):
+            self._tasks.spawn_loop(step)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Let go of every socket. Those not detached before are not told."""
+        for attachment in self._attachments.values():
+            attachment.gone = True
+        await self._tasks.aclose()
+        await self._cursors.flush()
+        await self._subscription.__aexit__()
+
+    # For the websocket-server
+
+    @property
+    def ready(self) -> bool:
+        """Whether publications reach this process, as far as its last probe knows."""
+        return self._failed_probes < 2
+
+    def connections(self, user: UserKey) -> int:
+        """How many sockets a user has here."""
+        feed = self._feeds.get(user)
+        return len(feed.attachments) if feed else 0
+
+    def oldest(self, user: UserKey) -> Socket | None:
+        """Return a user's socket that was attached first."""
+        feed = self._feeds.get(user)
+        return next(iter(feed.attachments), None) if feed else None
+
+    async def attach(self, user: UserKey, socket: Socket, last_event_id: str | None, greet: Greet) -> Attachment:
+        """Make a socket hear its user's stream: what it missed, then snapshots, then everything as it comes.
+
+        `greet` is called before the first frame, and again whenever not everything missed is there to be sent
+        (`recovered` false): it sends the `connection` frame. The caller detaches the socket in the end.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached; the socket is not attached.
+        """
+        feed = self._feed_of(user)
+        position = None if last_event_id is None else parse_event_id(last_event_id)
+        attachment = Attachment(user, socket, position, greet)
+        # It joins before anything is awaited: a detach that empties the feed meanwhile sees it.
+        feed.attachments[socket] = self._attachments[socket] = attachment
+        try:
+            await self._subscribe(feed)
+            while not await self._ask(attachment):
+                pass
+        except BaseException:
+            await self.detach(socket)
+            raise
+        return attachment
+
+    async def resume(self, socket: Socket, last_event_id: str) -> None:
+        """Attach again on the same socket, once Redis answers: greeting, missed frames, snapshots, live frames."""
+        attachment = self._attachments.get(socket)
+        if attachment is not None:
+            attachment.resume(parse_event_id(last_event_id))
+            self._catch_up(attachment, "resume")
+
+    async def detach(self, socket: Socket, *, clean: bool = False) -> None:
+        """Forget a socket; does nothing if it is not attached.
+
+        Args:
+            socket: the socket, closed or about to be.
+            clean: the client closed it in order: all that was written to it has arrived.
+        """
+        attachment = self._attachments.pop(socket, None)
+        if attachment is None:
+            return
+        attachment.gone = True
+        self._cursors.closed(socket, attachment.user, clean=clean)
+        feed = self._feeds[attachment.user]
+        del feed.attachments[socket]
+        if not feed.attachments:  # in a task of its own: the caller may be cancelled, the subscription must end
+            await asyncio.shield(self._tasks.spawn(self._unsubscribe(feed)))
+
+    def written(self, socket: Socket, event: EventPosition) -> None:
+        """A durable frame has been handed to the transport."""
+        attachment = self._attachments.get(socket)
+        if attachment is not None:
+            self._cursors.written(socket, attachment.user, event)
+
+    # Subscriptions
+
+    def _feed_of(self, user: UserKey) -> _Feed:
+        feed = self._feeds.get(user)
+        if feed is None:
+            feed = self._feeds[user] = _Feed(user)
+            self._channels[feed.channel.encode()] = feed
+        return feed
+
+    async def _subscribe(self, feed: _Feed) -> None:
+        async with feed.lock:
+            if feed.generation == self._generation or not feed.attachments:
+                return
+            if not self._subscription.connected.is_set():  # a command now would come between the greeting's
+                raise RedisUnavailable("Redis cannot be reached")
+            generation = self._generation
+            feed.sent = True  # even if this is cancelled while it waits
+            await self._subscription.subscribe(feed.channel)
+            feed.generation = generation
+
+    async def _unsubscribe(self, feed: _Feed) -> None:
+        async with feed.lock:
+            if feed.attachments or self._feeds.get(feed.user) is not feed:
+                return
+            if feed.sent and self._subscription.connected.is_set():
+                feed.sent, feed.generation = False, 0  # before it is sent: whatever happens, the next one subscribes
+                try:
+                    await self._subscription.unsubscribe(feed.channel)
+                except RedisUnavailable:
+                    _log.debug("unsubscribed_by_disconnection", channel=feed.channel)
+            if not feed.attachments:  # one that joined meanwhile waits for the lock
+                del self._feeds[feed.user]
+                del self._channels[feed.channel.encode()]
+
+    def _on_connected(self) -> None:
+        """The subscription is another connection now, on which nothing is subscribed."""
+        self._generation += 1
+        self._reconnected.set()
+
+    async def _restore(self) -> None:
+        """Once the subscription is another connection: subscribe everything again, and let all sockets catch up."""
+        await self._reconnected.wait()
+        self._reconnected.clear()
+        feeds = list(self._feeds.values())
+        for start in range(0, len(feeds), _RESTORED_AT_ONCE):
+            await asyncio.gather(*map(self._restore_feed, feeds[start : start + _RESTORED_AT_ONCE]))
+        _log.info("subscriptions_restored", users=len(feeds))
+
+    async def _restore_feed(self, feed: _Feed) -> None:
+        try:
+            await self._subscribe(feed)
+        except RedisUnavailable:  # lost once more: the next connection restores it
+            return
+        for attachment in list(feed.attachments.values()):
+            self._catch_up(attachment, "reconnected")
+
+    # Catching up
+
+    def _catch_up(self, attachment: Attachment, reason: str) -> None:
+        """Have a socket ask Redis what it missed; once more if it is asking already."""
+        metrics.REATTACHES.labels(reason).inc()
+        if attachment.catch_up():
+            self._tasks.spawn(self._ask_until_live(attachment))
+
+    async def _ask_until_live(self, attachment: Attachment) -> None:
+        delay = _FIRST_DELAY_SECONDS
+        while not attachment.gone:
+            try:
+                if await self._ask(attachment):
+                    return
+                delay = _FIRST_DELAY_SECONDS
+            except (RedisUnavailable, StartRefused):  # StartRefused: a password that is changed under way
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+            except Exception:
+                attachment.socket.feed_lost()
+                raise
+
+    async def _ask(self, attachment: Attachment) -> bool:
+        """Ask Redis once and send what it answers. True if the socket is live now, or gone."""
+        async with self._asking:
+            attachment.ask()
+            reply = await self._reply_for(attachment)
+        if attachment.gone:
+            return True
+        answered = attachment.answer(reply)
+        if answered is Answered.MORE:
+            await attachment.socket.drained()
+        return answered is Answered.LIVE
+
+    async def _reply_for(self, attachment: Attachment) -> AttachReply:
+        if attachment.position is None:
+            return await self._streams.attach(attachment.user, None)
+        return await self._streams.attach_behind(attachment.user, attachment.position)
+
+    # Publications
+
+    def _on_message(self, channel: bytes, payload: bytes) -> None:
+        feed = self._channels.get(channel)
+        if feed is None:
+            return
+        try:
+            publication = parse(payload)
+        except ValueError:
+            _log.warning("publication_unreadable", channel=feed.channel)
+            return
+        if publication.kind == REVOKED:
+            for attachment in list(feed.attachments.values()):
+                attachment.socket.revoked()
+            return
+        for attachment in feed.attachments.values():
+            if not attachment.receive(publication):
+                self._catch_up(attachment, "gap")
+
+    # The check
+
+    async def _check_in_time(self) -> None:
+        await asyncio.sleep(self._check_seconds)
+        await self.check()
+
+    async def check(self) -> None:
+        """Compare each user's running number with Redis, and let the sockets catch up that lag behind."""
+        feeds = list(self._feeds.values())
+        for start in range(0, max(len(feeds), 1), _CHECKED_AT_ONCE):  # in steps: it must not hold up the event loop
+            if not await self._check(feeds[start : start + _CHECKED_AT_ONCE]):
+                return
+
+    async def _check(self, feeds: Sequence[_Feed]) -> bool:
+        """Check some; false if that is not possible now."""
+        seen = [(feed, number) for feed in feeds if (number := feed.number) is not None]
+        try:
+            numbers = await self._streams.numbers([feed.user for feed, _ in seen])
+        except DuologueError as error:
+            _log.warning("check_without_redis", error=str(error))
+            return False
+        # Redis had published all that it counted when it answers the probe, on the connection of the publications.
+        if not await self._probe():
+            return False
+        for (feed, before), number in zip(seen, numbers, strict=True):
+            self._compare(feed, before, number)
+        return True
+
+    def _compare(self, feed: _Feed, before: int, number: int | None) -> None:
+        """A socket lags if Redis had counted further than it has come by now, or counts from less than it had."""
+        for attachment in list(feed.attachments.values()):
+            if attachment.live and (number is None or attachment.number < number or number < before):
+                self._catch_up(attachment, "check")
+
+    async def _probe(self) -> bool:
+        """Tell whether the subscription is alive.
+
+        If not, twice in a row, while Redis answers elsewhere, then this server is at fault: sockets are better off on
+        another. While Redis is away for all they stay.
+        """
+        if await self._hears():
+            self._failed_probes = 0
+            return True
+        if self._streams.connected:
+            self._failed_probes += 1
+            _log.warning("subscription_dead", probes=self._failed_probes)
+        if not self.ready:
+            for socket in list(self._attachments):
+                socket.feed_lost()
+        return False
+
+    async def _hears(self) -> bool:
+        if not self._subscription.connected.is_set():
+            return False
+        try:
+            await self._subscription.ping()
+        except DuologueError:
+            return False
+        return True
