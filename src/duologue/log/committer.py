@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from duologue.domain.errors import LogUnavailable
+from duologue.domain.errors import LogUnavailable, OwnershipLost
 from duologue.log.port import LogConsumer, LogRecord, Partition
 from duologue.log.watermark import Watermark
 
@@ -91,7 +91,7 @@ class Committer:
         self._changed.set()
 
     async def run(self, consumer: LogConsumer, holdings: Callable[[], Iterable[Holding]]) -> None:
-        """Commit until cancelled. Raises OwnershipLost."""
+        """Commit until cancelled. That a partition is lost is for the consumer's listener to hear, not for this."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -101,6 +101,8 @@ class Committer:
                 _log.warning("commit_waits", topic=self._topic, error=str(error))
                 self._changed.set()
                 await asyncio.sleep(_PAUSE_SECONDS)
+            except OwnershipLost as error:
+                _log.warning("commit_refused", topic=self._topic, error=str(error))
             await asyncio.sleep(COMMIT_INTERVAL_SECONDS)
 
     async def commit(self, consumer: LogConsumer, holdings: Iterable[Holding]) -> None:

@@ -69,6 +69,11 @@ class Intake:
         return sum(holding.undone for holding in self._holdings.values())
 
     @property
+    def holdings(self) -> Sequence[Holding]:
+        """The partitions that are held."""
+        return list(self._holdings.values())
+
+    @property
     def assigned(self) -> bool:
         """Whether any partition is held."""
         return bool(self._holdings)
@@ -161,6 +166,9 @@ class Intake:
         )
         try:
             await self._poll_until_finished(consumer, commits)
+        except OwnershipLost:
+            await self.on_lost(list(self._holdings))  # whatever the listener has not heard of: nothing is left to mark
+            raise
         finally:
             commits.cancel()
             await asyncio.gather(commits, return_exceptions=True)

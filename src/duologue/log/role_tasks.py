@@ -14,16 +14,20 @@ class RoleTasks:
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     def spawn(self, work: Coroutine[Any, Any, None], *, name: str | None = None) -> asyncio.Task[None]:
         """Run something beside the rest."""
         task = self._group.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self._ending:
+            task.cancel()
         return task
 
     def cancel(self) -> None:
-        """Ask everything that runs to end."""
+        """Ask everything that runs to end, and what is spawned from now on."""
+        self._ending = True
         for task in self._tasks:
             task.cancel()
 

@@ -1,0 +1,70 @@
+"""One request for an answer on its way through the ai-consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from duologue.ai_consumer.reply import Reply
+from duologue.delivery.stream import Applied
+from duologue.domain.ids import UserKey
+from duologue.domain.records import CORRELATION_HEADER, TRACE_HEADER, MessageSubmitted
+from duologue.log.committer import Delivery
+from duologue.log.port import Partition
+from duologue.store.messages import Incoming, StoredRequest
+
+
+class Request:
+    """A request, from its record to its end. `stored` and `echo` follow once the store has it.
+
+    `reply` is what writes it, `task` what runs that, while it runs. `noticed_at` (of the event loop's clock) and
+    `noticed_place` are what its user was told last of its waiting.
+    """
+
+    __slots__ = (
+        "conversation_id", "delivery", "echo", "message_id", "noticed_at", "noticed_place", "offset", "partition",
+        "record", "reply", "stored", "task", "user",
+    )  # fmt: skip
+
+    def __init__(self, delivery: Delivery, record: MessageSubmitted) -> None:
+        self.delivery = delivery
+        self.record = record
+        self.user: UserKey = record.user
+        self.conversation_id = record.conversation_id
+        self.message_id = record.message_id
+        self.partition: Partition = delivery.record.partition
+        self.offset = delivery.record.offset
+        self.stored: StoredRequest | None = None
+        self.echo: asyncio.Future[Applied] | None = None
+        self.reply: Reply | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.noticed_at = 0.0
+        self.noticed_place = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether its partition is still this worker's."""
+        return self.delivery.held
+
+    @property
+    def reply_id(self) -> str:
+        """The row of its reply, "" before it is stored."""
+        return "" if self.stored is None else self.stored.reply_id
+
+    @property
+    def incoming(self) -> Incoming:
+        """What the store is given."""
+        return Incoming(self.record, self.partition.topic, self.partition.number, self.offset)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What goes along with its outcome on the log."""
+        return passed_on(self.delivery.record.headers, self.record.correlation_id)
+
+
+def passed_on(headers: Mapping[str, str], correlation_id: str) -> dict[str, str]:
+    """Return the headers that follow a message through the log: its correlation id and its trace."""
+    kept = {CORRELATION_HEADER: correlation_id}
+    if trace := headers.get(TRACE_HEADER):
+        kept[TRACE_HEADER] = trace
+    return kept
