@@ -1,0 +1,67 @@
+"""The documentation is held complete: what the code declares, it names; what it names, there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from duologue.observability import metrics
+from duologue.protocol import codes, frames
+
+ROOT = Path(__file__).parents[2]
+RUNNING = ROOT / "docs/operations/running.md"
+PROTOCOL = ROOT / "docs/protocol.md"
+
+_GUIDES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+_PATH = re.compile(r"`((?:src|tests|docs|deploy)/[^`\s*<>]+)`")
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def _metrics_table() -> list[str]:
+    return [_metrics_row(each) for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
+
+
+def _metrics_row(metric: MetricWrapperBase) -> str:
+    [family] = metric.describe()
+    name = family.name + ("_total" if family.type == "counter" else "")
+    labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "none"
+    return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
+
+
+def _frame_types() -> list[str]:
+    kinds = [*get_args(frames.ServerFrame), *get_args(frames.ClientFrame)]
+    return sorted({str(kind.__struct_config__.tag) for kind in kinds})
+
+
+def test_running_md_compared_with_the_metrics_is_complete() -> None:
+    table = _metrics_table()
+    written = [line for line in RUNNING.read_text().splitlines() if line.startswith("| `duologue_")]
+    assert written == table, "the table of metrics should be:\n" + "\n".join(table)
+
+
+@pytest.mark.parametrize("code", [code.value for code in codes.ErrorCode])
+def test_protocol_md_explains_each_error_code(code: str) -> None:
+    assert f"`{code}`" in PROTOCOL.read_text()
+
+
+@pytest.mark.parametrize("code", [code.value for code in codes.CloseCode])
+def test_protocol_md_explains_each_close_code(code: int) -> None:
+    assert re.search(rf"\b{code}\b", PROTOCOL.read_text())
+
+
+@pytest.mark.parametrize("kind", _frame_types())
+def test_protocol_md_explains_each_type_of_frame(kind: str) -> None:
+    assert f"`{kind}`" in PROTOCOL.read_text() or f'"type":"{kind}"' in PROTOCOL.read_text().replace(": ", ":")
+
+
+@pytest.mark.parametrize("guide", _GUIDES, ids=[str(path.relative_to(ROOT)) for path in _GUIDES])
+def test_guide_names_only_files_that_exist(guide: Path) -> None:
+    text = guide.read_text()
+    links = [guide.parent / link for link in _LINK.findall(_CODE_BLOCK.sub("", text)) if "://" not in link]
+    named = [ROOT / path for path in _PATH.findall(text)]
+    assert not [str(path) for path in [*links, *named] if not path.exists()]

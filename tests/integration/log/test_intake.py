@@ -1,0 +1,183 @@
+"""The loop around a consumer, on a real log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from tests.support.pipeline import Plug, PluggedLog, until
+
+from duologue.domain.errors import ConsumerRefused, OwnershipLost
+from duologue.engines.redis import Redis
+from duologue.log.committer import Delivery, Holding
+from duologue.log.intake import Intake
+from duologue.log.port import Log, Partition
+from duologue.log.role_tasks import role_tasks
+from duologue.log.valkey_streams import open_streams_log
+
+TOPIC = "things"
+PARTITION = Partition(TOPIC, 0)
+
+
+class Recorder:
+    """A handler that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.left: list[Holding] = []
+        self.gone: list[Holding] = []
+        self.commits: list[int] = []
+
+    async def accept(self, deliveries: Sequence[Delivery]) -> None:
+        self.deliveries += deliveries
+
+    async def leaving(self, holdings: Sequence[Holding]) -> None:
+        self.left += holdings
+
+    def lost(self, holdings: Sequence[Holding]) -> None:
+        self.gone += holdings
+
+    def committed(self, partition: Partition, offset: int) -> None:
+        self.commits.append(offset)
+
+    @property
+    def values(self) -> list[str]:
+        return [delivery.record.value.decode() for delivery in self.deliveries]
+
+
+class Scene:
+    """A log, an intake that reads it, and what came of it."""
+
+    def __init__(self, log: Log, redis: Redis, max_undone: int = 100) -> None:
+        self.log = log
+        self.redis = redis
+        self.commits = Plug()
+        self.recorder = Recorder()
+        self.intake = Intake(
+            PluggedLog(log, self.commits, Plug()),
+            topic=TOPIC,
+            group="group",
+            handler=self.recorder,
+            max_undone=max_undone,
+        )
+
+    async def put(self, *values: str) -> None:
+        for value in values:
+            await self.log.producer.append(TOPIC, "key", value.encode(), {})
+
+    async def got(self, count: int) -> None:
+        await until(lambda: len(self.recorder.deliveries) >= count)
+
+
+@asynccontextmanager
+async def scene(url: str, *, max_undone: int = 100) -> AsyncIterator[Scene]:
+    async with open_streams_log(url, takeover=True) as log, Redis(url, name="test") as redis:
+        opened = Scene(log, redis, max_undone)
+        task = asyncio.create_task(opened.intake.run())
+        await until(lambda: opened.intake.assigned)
+        try:
+            yield opened
+        finally:
+            opened.intake.finish()
+            await task
+
+
+async def test_commit_waits_for_everything_before(valkey: str) -> None:
+    async with scene(valkey) as opened:
+        await opened.put("a", "b", "c")
+        await opened.got(3)
+        first, second, third = opened.recorder.deliveries
+        second.done()
+        third.done()
+        third.done()
+        assert opened.intake.undone == 1
+        first.done()
+        await until(lambda: opened.recorder.commits == [4])
+
+
+async def test_finish_commits_what_is_done(valkey: str) -> None:
+    async with scene(valkey) as opened:
+        await opened.put("a", "b")
+        await opened.got(2)
+        opened.recorder.deliveries[0].done()
+    assert opened.recorder.commits == [2]
+    assert [holding.partition for holding in opened.recorder.left] == [PARTITION]
+    async with scene(valkey) as again:
+        await again.got(1)
+        assert again.recorder.values == ["b"]
+
+
+async def test_full_intake_pauses_until_a_quarter_is_done(valkey: str) -> None:
+    async with scene(valkey, max_undone=4) as opened:
+        await opened.put("a", "b", "c", "d")
+        await opened.got(4)
+        await opened.put("e")
+        await until(lambda: opened.intake._paused)
+        assert len(opened.recorder.deliveries) == 4
+        opened.recorder.deliveries[0].done()
+        await opened.got(5)
+
+
+async def test_stopped_intake_reads_nothing_more_and_goes_idle(valkey: str) -> None:
+    async with scene(valkey) as opened:
+        await opened.put("a")
+        await opened.got(1)
+        opened.intake.stop()
+        await opened.put("b")
+        idle = asyncio.create_task(opened.intake.idle())
+        opened.recorder.deliveries[0].done()
+        await idle
+        assert opened.recorder.values == ["a"]
+
+
+async def test_commit_that_fails_is_repeated(valkey: str) -> None:
+    async with scene(valkey) as opened:
+        opened.commits.pulled = True
+        await opened.put("a")
+        await opened.got(1)
+        opened.recorder.deliveries[0].done()
+        opened.commits.pulled = False
+        await until(lambda: opened.recorder.commits == [2])
+
+
+async def test_verify_by_the_owner_changes_nothing(valkey: str) -> None:
+    async with scene(valkey) as opened:
+        await opened.put("a", "b")
+        await opened.got(2)
+        await opened.intake.verify(PARTITION)
+        assert int(await opened.redis.call("HGET", f"log:{TOPIC}:cursors", "group")) == 1
+        opened.recorder.deliveries[0].done()
+        await until(lambda: opened.recorder.commits == [2])
+        await opened.intake.verify(PARTITION)
+
+
+async def test_verify_after_the_lock_was_stolen_tells_and_the_work_is_lost(valkey: str) -> None:
+    async with open_streams_log(valkey, takeover=True) as log, Redis(valkey, name="test") as redis:
+        opened = Scene(log, redis)
+        task = asyncio.create_task(opened.intake.run())
+        await until(lambda: opened.intake.assigned)
+        await opened.put("a")
+        await opened.got(1)
+        await redis.call("SET", f"log:{TOPIC}:owner:group", "another", "PX", 60_000)
+        with pytest.raises(OwnershipLost):
+            await opened.intake.verify(PARTITION)
+        await until(lambda: opened.recorder.gone)
+        assert not opened.recorder.deliveries[0].held
+        assert opened.recorder.left == []
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_second_intake_is_refused_with_its_own_error(valkey: str) -> None:
+    async with scene(valkey), open_streams_log(valkey, takeover=False) as log:
+        second = Intake(log, topic=TOPIC, group="group", handler=Recorder(), max_undone=1)
+
+        async def run_as_a_role_does() -> None:
+            async with role_tasks() as tasks:
+                tasks.spawn(asyncio.sleep(3600))
+                await second.run()
+
+        with pytest.raises(ConsumerRefused):
+            await run_as_a_role_does()
