@@ -1,7 +1,8 @@
 """A reply's text on its way to the user's devices while it is written.
 
-Pieces leave at once at first, then in the rhythm of `Pace`, with one call in flight: what comes meanwhile joins the
-next piece. Nothing here can fail a reply. When Redis refuses a piece or is away, the text is kept and one task asks
+Pieces leave at once at first, then in the rhythm of `Pace`, with one piece in flight: what comes meanwhile joins the
+next. The first does not wait for the text to be opened: calls take effect in their order, and it is refused if the
+opening is. Nothing here can fail a reply. When Redis refuses a piece or is away, the text is kept and one task asks
 the store whether the attempt still holds, and opens the text anew with a snapshot (rule Live text).
 """
 
@@ -57,8 +58,8 @@ class LiveText:
 
     __slots__ = (
         "_attempt", "_closed", "_conversation_id", "_due", "_flight", "_loop", "_message_id", "_muted", "_on_fenced",
-        "_pace", "_parts", "_pending", "_pending_bytes", "_recovery", "_seq", "_still_held", "_streams", "_timer",
-        "_user", "shown",
+        "_opening", "_pace", "_parts", "_pending", "_pending_bytes", "_recovery", "_seq", "_still_held", "_streams",
+        "_timer", "_user", "shown",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class LiveText:
         self._on_fenced = on_fenced
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._opening: asyncio.Future[Any] | None = None
         self._flight: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._recovery: asyncio.Task[None] | None = None
@@ -90,7 +92,10 @@ class LiveText:
         """Start anew under a claimed attempt; devices forget what they show of earlier ones."""
         self._begin(attempt)
         if self._recovery is None:
-            self._follow(self._streams.open_live(self._user, self._message_id, self._conversation_id, attempt, reason))
+            self._opening = self._streams.open_live(
+                self._user, self._message_id, self._conversation_id, attempt, reason
+            )
+            self._opening.add_done_callback(self._opened)
 
     def write(self, text: str) -> None:
         """Add text. It leaves now or a little later."""
@@ -112,10 +117,9 @@ class LiveText:
         return "".join(self._parts)
 
     async def aclose(self) -> None:
-        """Send nothing more, but that nobody is typing."""
+        """Send nothing more. That nobody is typing is told with the outcome."""
         self._closed = True
         self._cancel_timer()
-        self._streams.close_live(self._user, self._conversation_id).add_done_callback(_ignore)
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
@@ -123,6 +127,7 @@ class LiveText:
     def _begin(self, attempt: int) -> None:
         """`shown` tells that a piece of this attempt has left, whether or not it arrived."""
         self._attempt = attempt
+        self._opening = self._flight = None  # what becomes of an earlier attempt's calls no longer matters
         self._parts: list[str] = []
         self._pending: list[str] = []
         self._pending_bytes = 0
@@ -174,16 +179,34 @@ class LiveText:
         self._flight = future
         future.add_done_callback(self._settled)
 
+    def _opened(self, future: asyncio.Future[Any]) -> None:
+        taken = self._was_taken(future)
+        if future is self._opening:
+            self._opening = None
+            if not taken:
+                self._start_recovery()
+
     def _settled(self, future: asyncio.Future[Any]) -> None:
-        failure = None if future.cancelled() else future.exception()
-        if future is not self._flight:  # of an earlier attempt: what became of it no longer matters
+        taken = self._was_taken(future)
+        if future is not self._flight:
             return
         self._flight = None
-        if failure is None and not future.cancelled() and future.result():
+        if not taken:
+            self._start_recovery()
+        elif self._recovery is None:
             self._send_when_due()
-        elif not self._closed:
-            if isinstance(failure, RedisCommandError):
-                _log.error("delta_failed", message_id=self._message_id, error=str(failure))
+
+    def _was_taken(self, future: asyncio.Future[Any]) -> bool:
+        """Tell whether Redis took a call; look at its failure in any case, so that it is not reported as forgotten."""
+        if future.cancelled():
+            return False
+        failure = future.exception()
+        if isinstance(failure, RedisCommandError):
+            _log.error("delta_failed", message_id=self._message_id, error=str(failure))
+        return failure is None and bool(future.result())
+
+    def _start_recovery(self) -> None:
+        if self._recovery is None and not self._closed:
             self._recovery = self._loop.create_task(self._recover(), name=f"live-text-{self._message_id}")
 
     async def _recover(self) -> None:
@@ -225,9 +248,3 @@ class LiveText:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """Take note of a best-effort call's end, so that its failure is not reported as forgotten."""
-    if not future.cancelled():
-        future.exception()

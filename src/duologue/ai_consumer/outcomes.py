@@ -51,4 +51,4 @@ def echo_frame(request: StoredRequest) -> DurableFrame:
         timestamp=rfc3339(request.submitted_at),
         metadata=request.metadata,
     )
-    return DurableFrame("echo", request.message_id, 0, encode(echo), ends_live=False)
+    return DurableFrame("echo", request.message_id, 0, encode(echo))

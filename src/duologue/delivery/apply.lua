@@ -1,5 +1,5 @@
--- Applies durable frames in their order. KEYS 3 applied. From ARGV 5, for each: key, message, attempt, ends ('1' if it
--- ends the live text of its message), frame. Returns for each its event number, or 0 for a repeat, behind the epoch.
+-- Applies durable frames in their order. KEYS 3 applied. From ARGV 5, for each: key, message, attempt, closing (of an
+-- outcome, which ends the live text of its message: a frame to publish before it; else empty), frame. Returns for each its event number, or 0 for a repeat, behind the epoch.
 local APPLIED_KEPT = 1024
 local APPLIED_SECONDS = 86400
 local ENDED_SECONDS = 3600
@@ -58,8 +58,10 @@ load_state('run')
 local started_at = event
 local reply = { epoch }
 for i = 5, #ARGV, 5 do
-  local message, ends = ARGV[i + 1], ARGV[i + 3] == '1'
+  local message, closing = ARGV[i + 1], ARGV[i + 3]
+  local ends = closing ~= ''
   if is_new(ARGV[i], message, ends) then
+    if ends then publish('o', '-', closing) end
     append(ARGV[i + 4])
     reply[#reply + 1] = event
   else

@@ -27,15 +27,15 @@ _NOTE_SECONDS: Final = 3600
 class DurableFrame(NamedTuple):
     """A frame that is to be numbered, kept and published.
 
-    `frame` is its JSON object without `event_id`, with one member at least. `ends_live`: it is an outcome, and the live
-    text of `message_id` ends with it.
+    `frame` is its JSON object without `event_id`, with one member at least. `closing` is an outcome's, with which the
+    live text of `message_id` ends: the frame that says so, published before it and not kept. Empty for an echo.
     """
 
     kind: Kind
     message_id: str
     attempt: int
     frame: bytes
-    ends_live: bool
+    closing: bytes = b""
 
     @property
     def applied_key(self) -> str:
@@ -131,8 +131,7 @@ class UserStreams:
         """
         arguments: list[Argument] = []
         for frame in frames:
-            ends = "1" if frame.ends_live else "0"
-            arguments += (frame.applied_key, frame.message_id, frame.attempt, ends, frame.frame)
+            arguments += (frame.applied_key, frame.message_id, frame.attempt, frame.closing, frame.frame)
         names = names_of(user)
         epoch, *events = await self._run(scripts.APPLY, names, arguments, keys=(names.applied,))
         name = epoch.decode()
@@ -177,11 +176,6 @@ class UserStreams:
         return self._run(
             scripts.OPEN_LIVE, names_of(user), (message_id, attempt, seq, conversation_id, text, 1, snapshot)
         )
-
-    def close_live(self, user: UserKey, conversation_id: str) -> asyncio.Future[Any]:
-        """Publish that the AI is typing no more. The text stays for those who attach, until its outcome is applied."""
-        frame = encode(Typing(role="ai", conversation_id=conversation_id, active=False))
-        return self._run(scripts.PUBLISH, names_of(user), (frame,))
 
     # Publications that are not kept
 

@@ -6,14 +6,15 @@ from duologue.delivery.stream import DurableFrame
 from duologue.domain.clock import rfc3339
 from duologue.domain.records import OutcomeRecord, ReplyCompleted, ReplyFailed
 from duologue.protocol.codes import ErrorCode
-from duologue.protocol.frames import Error, Response, encode
+from duologue.protocol.frames import Error, Response, Typing, encode
 
 
 def outcome_frame(record: OutcomeRecord) -> DurableFrame:
     """Return the durable frame for an outcome: a `response`, or an `error` that says why there is none."""
+    closing = encode(Typing(role="ai", conversation_id=record.conversation_id, active=False))
     if isinstance(record, ReplyCompleted):
-        return DurableFrame("response", record.message_id, record.attempt, encode(_response(record)), ends_live=True)
-    return DurableFrame("failed", record.message_id, record.attempt, encode(_error(record)), ends_live=True)
+        return DurableFrame("response", record.message_id, record.attempt, encode(_response(record)), closing)
+    return DurableFrame("failed", record.message_id, record.attempt, encode(_error(record)), closing)
 
 
 def _response(record: ReplyCompleted) -> Response:

@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any, Literal
 
+import msgspec
 import structlog
 
 Format = Literal["auto", "json", "console"]
@@ -31,7 +32,7 @@ def configure_logging(*, level: str, form: Format, server_id: str) -> None:
         renderer = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
         shared.insert(0, _named(server_id))
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -39,6 +40,11 @@ def configure_logging(*, level: str, form: Format, server_id: str) -> None:
         cache_logger_on_first_use=True,
     )
     _route_standard_logging(level, [*shared], renderer)
+
+
+def _to_json(event: Any, **_: Any) -> str:
+    """Encode an event; what is no JSON stands there as `repr`. msgspec takes a tenth of the standard library's time."""
+    return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
 def _named(server_id: str) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -23,6 +23,7 @@ from duologue.domain.errors import StoreUnavailable
 from duologue.observability.metrics import STORE_SECONDS
 from duologue.store.database import StoreRefused, require_head
 from duologue.store.dialect import from_json, to_json
+from duologue.store.sqlite_writer import SqliteWriter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,11 +47,11 @@ class SqliteDatabase:
     """A file of SQLite. See `Database`."""
 
     def __init__(self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
-        self._writing = create_engine(url, "BEGIN IMMEDIATE", busy_timeout_seconds=busy_timeout_seconds)
+        self._writer = SqliteWriter(
+            create_engine(url, "BEGIN IMMEDIATE", busy_timeout_seconds=busy_timeout_seconds), _translated
+        )
         self._reading = create_engine(url, "BEGIN", connections=READERS, busy_timeout_seconds=busy_timeout_seconds)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        self._held: Connection | None = None  # the writer thread's own
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.read`."""
@@ -59,8 +60,12 @@ class SqliteDatabase:
 
     async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.write`."""
-        call = partial(self._write, query, args, kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._writer, call)
+
+        def timed(conn: Connection) -> T:
+            with _timed(query):
+                return query(conn, *args, **kwargs)
+
+        return await self._writer.run(timed)
 
     async def check(self) -> None:
         """See `Database.check`."""
@@ -68,22 +73,15 @@ class SqliteDatabase:
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""
-        await asyncio.gather(asyncio.to_thread(self._writer.shutdown), asyncio.to_thread(self._readers.shutdown))
-        if self._held is not None:
-            self._held.close()
-        self._writing.dispose()
+        await asyncio.gather(self._writer.aclose(), asyncio.to_thread(self._readers.shutdown))
         self._reading.dispose()
 
     def _read(self, query: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
-        with _timed(query), _reaction(), self._reading.begin() as conn:
-            return query(conn, *args, **kwargs)
-
-    def _write(self, query: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
-        with _timed(query), _reaction():
-            if self._held is None:
-                self._held = self._writing.connect()
-            with self._held.begin():
-                return query(self._held, *args, **kwargs)
+        try:
+            with _timed(query), self._reading.begin() as conn:
+                return query(conn, *args, **kwargs)
+        except (DBAPIError, sqlite3.Error, OverflowError, UnicodeEncodeError) as error:
+            raise _translated(error) from error
 
 
 def create_engine(
@@ -115,20 +113,13 @@ def _timed(query: Callable[..., Any]) -> AbstractContextManager[object]:
     return STORE_SECONDS.labels(getattr(query, "__name__", "query")).time()
 
 
-@contextmanager
-def _reaction() -> Iterator[None]:
-    """Turn errors of the database into what the caller does next."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise _translated(error.orig) from error
-    except sqlite3.Error as error:  # of a prepared statement, which goes past SQLAlchemy
-        raise _translated(error) from error
-    except (OverflowError, UnicodeEncodeError) as error:  # sqlite3's own, while it binds a value
-        raise StoreRefused(f"the database cannot hold the value: {error}") from error
-
-
-def _translated(error: BaseException | None) -> StoreRefused | StoreUnavailable:
-    if isinstance(error, _DATA_ERRORS):
-        return StoreRefused(f"the database refuses the data: {error}")
-    return StoreUnavailable(f"the database is not available: {error}")
+def _translated(error: Exception) -> Exception:
+    """Return what tells the caller of a failed transaction what to do next; errors that are not the database's stay."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, (OverflowError, UnicodeEncodeError)):  # sqlite3's own, while it binds a value
+        return StoreRefused(f"the database cannot hold the value: {cause}")
+    if isinstance(cause, _DATA_ERRORS):
+        return StoreRefused(f"the database refuses the data: {cause}")
+    if isinstance(cause, sqlite3.Error):
+        return StoreUnavailable(f"the database is not available: {cause}")
+    return error

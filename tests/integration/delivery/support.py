@@ -12,11 +12,12 @@ from duologue.delivery.names import EventPosition
 from duologue.delivery.stream import AttachReply, DurableFrame, UserStreams
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Redis
-from duologue.protocol.frames import Delta, encode
+from duologue.protocol.frames import Delta, Typing, encode
 
 ALICE = UserKey("default", "alice")
 BOB = UserKey("default", "bob")
 DEADLINE_SECONDS = 20.0
+CLOSING = encode(Typing(role="ai", conversation_id="c", active=False))
 
 
 @asynccontextmanager
@@ -31,19 +32,19 @@ async def open_streams(
 def echo(message_id: str, size: int = 0) -> DurableFrame:
     """Return a durable frame that says which message it is of, padded by `size` bytes."""
     frame = json.dumps({"type": "echo", "message_id": message_id, "content": "x" * size}).encode()
-    return DurableFrame("echo", message_id, 0, frame, ends_live=False)
+    return DurableFrame("echo", message_id, 0, frame)
 
 
 def response(message_id: str, attempt: int = 1) -> DurableFrame:
     """Return the good outcome of an attempt."""
     frame = json.dumps({"type": "response", "message_id": message_id, "attempt": attempt}).encode()
-    return DurableFrame("response", message_id, attempt, frame, ends_live=True)
+    return DurableFrame("response", message_id, attempt, frame, CLOSING)
 
 
 def failure(message_id: str, attempt: int = 1) -> DurableFrame:
     """Return the bad outcome of an attempt."""
     frame = json.dumps({"type": "error", "message_id": message_id, "attempt": attempt}).encode()
-    return DurableFrame("failed", message_id, attempt, frame, ends_live=True)
+    return DurableFrame("failed", message_id, attempt, frame, CLOSING)
 
 
 def delta(message_id: str, seq: int, content: str, attempt: int = 1) -> bytes:

@@ -15,7 +15,7 @@ from duologue.domain.errors import RedisUnavailable
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Redis, RedisCommandError
 
-BAD = DurableFrame("response", "bad", 1, b"[]", ends_live=True)
+BAD = DurableFrame("response", "bad", 1, b"[]", b"{}")
 
 
 class _Poison:

@@ -119,7 +119,7 @@ async def test_attach_sends_greeting_then_missed_then_snapshots_then_live_frames
     await node.streams.apply(ALICE, [response("b")])
     await socket.until(lambda: "response" in socket.types())
 
-    assert socket.types() == ["connection", "echo", "echo", "snapshot", "delta", "response"]
+    assert socket.types() == ["connection", "echo", "echo", "snapshot", "delta", "typing", "response"]
     assert socket.deltas == 1
     assert list(shown(socket, "b"))[-1] == "Hello"
 

@@ -217,7 +217,6 @@ async def test_publications_of_a_reply_are_numbered_one_after_another(valkey: st
         await streams.open_live(ALICE, "m", "c", 2, "takeover")
         await _append(streams, 1, "a", attempt=2)
         await streams.reopen_live(ALICE, "m", "c", 2, 1, "a")
-        await streams.close_live(ALICE, "c")
         await streams.apply(ALICE, [response("m", 2)])
         publications = [parse(await heard.get()) for _ in range(6)]
 

@@ -108,7 +108,7 @@ async def test_applied_keys_are_remembered_up_to_their_bound(opened: Opened) -> 
 
 async def test_apply_frame_that_is_no_object_is_refused_and_nothing_is_applied(opened: Opened) -> None:
     streams, _ = opened
-    bad = DurableFrame("echo", "bad", 0, b"[]", ends_live=False)
+    bad = DurableFrame("echo", "bad", 0, b"[]")
 
     with pytest.raises(RedisCommandError):
         await streams.apply(ALICE, [echo("a"), bad])

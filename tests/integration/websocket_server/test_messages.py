@@ -22,7 +22,7 @@ def _echo(number: int) -> DurableFrame:
     frame = frames.Echo(
         role="user", id=f"c{number}", message_id=f"m{number}", conversation_id="c", content="Hello", timestamp="now"
     )
-    return DurableFrame("echo", f"m{number}", 0, frames.encode(frame), ends_live=False)
+    return DurableFrame("echo", f"m{number}", 0, frames.encode(frame))
 
 
 def _delta(seq: int) -> bytes:
