@@ -112,7 +112,7 @@ async def test_system_stopped_in_order_finishes_what_it_accepted(
         users = await _witnesses(stack, embedded.url, tmp_path)
         _send_all(users)
         await asyncio.gather(
-            *(user.connection.until(lambda user=user: len(user.acknowledged) == _MESSAGES) for user in users)  # type: ignore[misc]
+            *(user.connection.until(lambda user=user: len(user.echoed) == _MESSAGES) for user in users)  # type: ignore[misc]
         )
         assert await embedded.terminate() == 0
         assert sum(len(user.outcomes) for user in users) == _USERS * _MESSAGES

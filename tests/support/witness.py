@@ -25,6 +25,7 @@ class Witness:
         self.connection: ClientConnection
         self.history = history
         self.acknowledged: dict[str, str] = {}
+        self.echoed: set[str] = set()
         self.outcomes: Counter[str] = Counter()
         self.attempts: dict[str, int] = {}
         self.event_ids: list[str] = []
@@ -39,6 +40,8 @@ class Witness:
         kind, message_id = frame.get("type"), frame.get("message_id")
         if kind in ("ack", "echo"):  # an echo says as well that the log has it, if the ack got lost with its socket
             self.acknowledged[frame["id"]] = frame["message_id"]
+        if kind == "echo":
+            self.echoed.add(frame["message_id"])
         if "event_id" in frame and kind != "connection":
             self.event_ids.append(frame["event_id"])
         if message_id is not None and "attempt" in frame:

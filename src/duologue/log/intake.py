@@ -16,7 +16,7 @@ from duologue.log.port import Log, LogConsumer, LogRecord, Partition
 _log = structlog.get_logger(__name__)
 
 POLL_RECORDS: Final = 256
-_POLL_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 0.5
 _LEAVE_SECONDS: Final = 0.9
 """For the last words about a partition: the log's adapters are promised an answer within 1 s."""
@@ -62,6 +62,7 @@ class Intake:
         self._stopped = False
         self._finish = asyncio.Event()
         self._idle = asyncio.Event()
+        self._caught_up = asyncio.Event()
 
     @property
     def undone(self) -> int:
@@ -103,6 +104,11 @@ class Intake:
         self._stopped = True
         self._steer()
         self._changed()
+
+    async def caught_up(self) -> None:
+        """Return when a poll has found nothing more, so that all that was on the log at the call is handed out."""
+        self._caught_up.clear()
+        await self._caught_up.wait()
 
     async def idle(self) -> None:
         """Return when everything that was handed out is done."""
@@ -196,6 +202,8 @@ class Intake:
                 _log.warning("poll_waits", topic=self._topic, error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            if not records:
+                self._caught_up.set()
             if deliveries := self._take(records):
                 await self._handler.accept(deliveries)
                 self._steer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -31,6 +32,7 @@ from duologue.store.dead_letters import DeadLetter, insert_dead_letters
 _log = structlog.get_logger(__name__)
 
 GROUP: Final = "message-relay"
+_CATCH_UP_SECONDS: Final = 2.0
 
 
 class MessageRelay:
@@ -72,10 +74,16 @@ class MessageRelay:
             await self._intake.run()
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing more, apply what was taken, at most for `seconds`, commit, and make `run` return."""
-        self._intake.stop()
+        """Apply what is on the log, at most for `seconds`, commit, and make `run` return.
+
+        What workers finished a moment ago is relayed too: where no other relay takes over, users need not wait for it.
+        """
         try:
             async with asyncio.timeout(seconds):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(_CATCH_UP_SECONDS, seconds / 2)):
+                        await self._intake.caught_up()
+                self._intake.stop()
                 await self._intake.idle()
         except TimeoutError:
             _log.warning("drain_incomplete", pending=self.pending)

@@ -6,13 +6,16 @@ ASGI alone knows neither a write that does not wait nor an end that does not wai
 
 from __future__ import annotations
 
+import struct
 from typing import Final, Protocol, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import InvalidState
+from websockets.protocol import State
 
 EXTENSION: Final = "duologue.transport"
+
+_WHOLE_TEXT: Final = 0x81
 
 LINGER_SECONDS: Final = 5.0
 """How long a connection that is done with may wait for its peer to read the rest."""
@@ -46,11 +49,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             return False
         if self.transport.is_closing():
             return False
-        try:
-            self.conn.send_text(text)
-        except InvalidState:  # it is being closed from the other side
+        if self.conn.state is not State.OPEN:  # it is being closed from the other side
             return False
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        if self.conn.extensions:
+            self.conn.send_text(text)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        else:  # the same bytes, for a tenth of the time that the protocol's own frame objects take
+            self.transport.write(_text_header(len(text)) + text)
         return True
 
     def abort(self) -> None:
@@ -69,6 +74,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         # The close that this sent waits for a peer to read what is before it. One that does not, must not hold it.
         if self.transport.get_write_buffer_size():
             self.abort()
+
+
+def _text_header(length: int) -> bytes:
+    """Return the header of an unmasked text frame that is whole (RFC 6455, section 5.2)."""
+    if length < 126:
+        return bytes((_WHOLE_TEXT, length))
+    if length < 65_536:
+        return struct.pack("!BBH", _WHOLE_TEXT, 126, length)
+    return struct.pack("!BBQ", _WHOLE_TEXT, 127, length)
 
 
 def transport_of(scope: Scope) -> Transport | None:

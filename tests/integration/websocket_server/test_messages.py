@@ -50,6 +50,14 @@ async def test_message_is_on_the_log_when_it_is_acknowledged(edge: Edge) -> None
     )
 
 
+@pytest.mark.parametrize("size", [1, 125, 126, 4000, 65_535, 65_536, 200_000])
+async def test_frame_of_any_size_arrives_as_it_was_sent(edge: Edge, size: int) -> None:
+    async with edge.connect(await edge.token("ann")) as client:
+        frame = json.dumps({"type": "delta", "content": "x" * size})
+        await edge.streams.publish(user("ann"), frame.encode())
+        assert await client.receive() == json.loads(frame)
+
+
 async def test_messages_of_a_socket_are_on_the_log_in_their_order(edge: Edge) -> None:
     async with edge.connect(await edge.token("ann")) as client:
         for number in range(50):
