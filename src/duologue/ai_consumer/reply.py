@@ -24,6 +24,7 @@ from duologue.llm.port import (
     ModelRefused,
     ModelRequest,
     ModelTemporaryError,
+    PromptTooLong,
 )
 from duologue.llm.retry import RetryPolicy
 from duologue.log.until_done import until_done
@@ -56,6 +57,10 @@ class Writing:
     max_history_tokens: int
     clock: Clock = wall_clock
     draw: Callable[[], float] = random.random
+
+
+_LEAST_HISTORY_TOKENS: Final = 256
+"""A history that does not fit is halved down to this, then left out: the estimate fails on keys and rare scripts."""
 
 
 class _Fenced(Exception):
@@ -128,11 +133,17 @@ class Reply:
     async def _until_outcome(self) -> Completion:
         loop = asyncio.get_running_loop()
         first_try_at = loop.time()
-        prompt = self._model_request()
+        history_tokens = self._writing.max_history_tokens
         while True:
             self.tries += 1
             try:
-                finished = await self._try(prompt)
+                finished = await self._try(self._model_request(history_tokens))
+            except PromptTooLong as error:
+                self._report(error.cause, error)
+                if not history_tokens or not self._claim.prompt.history:
+                    return self.failed(ReplyError(error.cause, str(error), temporary=False))
+                history_tokens = history_tokens // 2 if history_tokens > _LEAST_HISTORY_TOKENS else 0
+                continue
             except ModelRefused as error:
                 self._report(error.cause, error)
                 return self.failed(ReplyError(error.cause, str(error), temporary=False))
@@ -211,14 +222,14 @@ class Reply:
             error=str(error),
         )
 
-    def _model_request(self) -> ModelRequest:
+    def _model_request(self, history_tokens: int) -> ModelRequest:
         source = self._claim.prompt
         return ModelRequest(
             messages=build_prompt(
                 system_prompt=source.system_prompt,
                 history=source.history,
                 content=source.content,
-                max_history_tokens=self._writing.max_history_tokens,
+                max_history_tokens=history_tokens,
             ),
             model=self.request.model or source.model,
             temperature=source.temperature,

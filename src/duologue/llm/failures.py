@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from duologue.llm.port import ModelRefused, ModelTemporaryError
+from duologue.llm.port import ModelRefused, ModelTemporaryError, PromptTooLong
 
 ModelFailure: TypeAlias = ModelTemporaryError | ModelRefused
 
@@ -18,6 +18,8 @@ MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 
 _TEMPORARY_STATUSES: Final = frozenset({408, 409, 429})
 _KEY_STATUSES: Final = frozenset({401, 403})
+_TOO_LONG: Final = re.compile(rb"context_length_exceeded|exceed_context_size|maximum context length|context window")
+"""What OpenAI, llama.cpp, vLLM and others write when a prompt does not fit."""
 _SHORT_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -42,6 +44,8 @@ def failure_of_status(
         return ModelRefused(f"the provider of the language model refused the key (HTTP {status})", cause=cause)
     if status == 404:
         return ModelRefused(f"the provider does not know the model {model!r} or its address (HTTP 404)", cause=cause)
+    if _TOO_LONG.search(body):
+        return PromptTooLong("the conversation is longer than the language model takes", cause="prompt_too_long")
     detail = _short_code(body)
     return ModelRefused(f"the language model refused the request (HTTP {status}{detail})", cause=cause)
 

@@ -71,6 +71,10 @@ class ModelRefused(Permanent):
         self.cause = cause
 
 
+class PromptTooLong(ModelRefused):
+    """The prompt is longer than the model takes: one with less history may succeed."""
+
+
 class LanguageModel(Protocol):
     """One provider."""
 

@@ -14,7 +14,7 @@ from tests.support.valkey import ValkeyServer
 from duologue.domain.clock import wall_clock
 from duologue.domain.ids import UserKey
 from duologue.domain.records import INCOMING_TOPIC, StopRequested, encode
-from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError
+from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError, PromptTooLong
 from duologue.llm.scripted import Pause, ScriptedModel
 from duologue.store.dead_letters import list_dead_letters
 
@@ -77,6 +77,34 @@ async def test_tries_that_are_exhausted_fail_visibly_and_the_next_message_goes_o
     assert letter.value == encode(first)
     assert await pipeline.records(DEAD_TOPIC) == [encode(first)]
     await until(lambda: at(pipeline, 3))
+
+
+async def test_prompt_too_long_for_the_model_is_asked_again_with_less_history(pipeline: Pipeline) -> None:
+    await pipeline.relay()
+    pipeline.model.play("noted")
+    pipeline.model.play(PromptTooLong("too long", cause="prompt_too_long"))
+    pipeline.model.play("it fits")
+    await pipeline.consumer()
+    conversation = await pipeline.conversation()
+    await pipeline.say(conversation, "x" * 7000)
+    await pipeline.answers(1)
+    await pipeline.say(conversation, "and now?")
+    assert "it fits" in {answer["content"] for answer in await pipeline.answers(2)}
+    first, second = (len(prompt.messages) for prompt in pipeline.model.prompts[1:])
+    assert first > second
+
+
+async def test_message_too_long_by_itself_fails_and_the_next_one_is_answered(pipeline: Pipeline) -> None:
+    await pipeline.relay()
+    pipeline.model.play(PromptTooLong("too long", cause="prompt_too_long"))
+    pipeline.model.play("fine")
+    await pipeline.consumer()
+    conversation = await pipeline.conversation()
+    await pipeline.say(conversation, "x" * 7000)
+    await pipeline.say(conversation, "shorter")
+    failure, answer = await pipeline.answers(2)
+    assert (failure["code"], failure["temporary"]) == ("generation_failed", False)
+    assert answer["content"] == "fine"
 
 
 async def test_request_that_the_model_refuses_is_not_repeated(pipeline: Pipeline) -> None:

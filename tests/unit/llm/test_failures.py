@@ -12,7 +12,7 @@ from duologue.llm.failures import (
     failure_of_status,
     retry_after_seconds,
 )
-from duologue.llm.port import ModelRefused, ModelTemporaryError
+from duologue.llm.port import ModelRefused, ModelTemporaryError, PromptTooLong
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -41,9 +41,9 @@ def test_refused_key_is_named_as_the_reason_and_never_shown(status: int) -> None
 
 
 def test_refused_request_tells_the_short_code_but_not_the_text() -> None:
-    body = b'{"error":{"message":"at http://10.0.0.1","code":"context_length_exceeded"}}'
+    body = b'{"error":{"message":"at http://10.0.0.1","code":"unsupported_parameter"}}'
     failure = failure_of_status(400, {}, body, model="m")
-    assert "context_length_exceeded" in str(failure)
+    assert "unsupported_parameter" in str(failure)
     assert "10.0.0.1" not in str(failure)
 
 
@@ -84,3 +84,17 @@ def test_error_object_without_a_status_is_temporary(error: object) -> None:
 )
 def test_retry_after_is_read_in_seconds_or_as_a_date(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"code":"context_length_exceeded","message":"too long"}}',
+        b'{"error":{"code":400,"message":"does not fit","type":"exceed_context_size_error"}}',
+        b'{"error":{"message":"This model\'s maximum context length is 8192 tokens."}}',
+    ],
+)
+def test_prompt_that_does_not_fit_is_told_apart_from_other_refusals(body: bytes) -> None:
+    failure = failure_of_status(400, {}, body, model="m")
+    assert isinstance(failure, PromptTooLong)
+    assert failure.cause == "prompt_too_long"
