@@ -1,4 +1,4 @@
-"""What a provider's failure means: another try, or none. See DESIGN.md, "Failure"."""
+"""What a provider's failure means: another try, or none. See docs/guarantees.md, "Failure"."""
 
 from __future__ import annotations
 
