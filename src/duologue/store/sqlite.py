@@ -38,6 +38,7 @@ _PRAGMAS: Final = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA cache_size=-16000",
+    "PRAGMA wal_autocheckpoint=16384",  # 64 MB, should the writer's own checkpoints not keep up
 )
 
 _DATA_ERRORS: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
@@ -48,7 +49,7 @@ class SqliteDatabase:
 
     def __init__(self, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         self._writer = SqliteWriter(
-            create_engine(url, "BEGIN IMMEDIATE", busy_timeout_seconds=busy_timeout_seconds), _translated
+            create_engine(url, "BEGIN IMMEDIATE", connections=2, busy_timeout_seconds=busy_timeout_seconds), _translated
         )
         self._reading = create_engine(url, "BEGIN", connections=READERS, busy_timeout_seconds=busy_timeout_seconds)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
