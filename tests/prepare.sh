@@ -11,8 +11,8 @@ fi
 command -v apt-get >/dev/null || { echo "No Chromium and no apt-get: the browser tests will be skipped." >&2; exit 0; }
 export DEBIAN_FRONTEND=noninteractive
 echo "Installing Chromium for the browser tests …"
-{ "${as_root[@]}" apt-get update -qq && "${as_root[@]}" apt-get install -y -qq --no-install-recommends chromium; } >/tmp/duologue-apt.log 2>&1 && exit 0
-tail -5 /tmp/duologue-apt.log >&2
+{ "${as_root[@]}" apt-get update -qq && "${as_root[@]}" apt-get install -y -qq --no-install-recommends chromium; } >"${TMPDIR:-/tmp}/duologue-apt.log" 2>&1 && exit 0
+tail -5 "${TMPDIR:-/tmp}/duologue-apt.log" >&2
 if [ "${CI:-}" = "true" ]; then
   echo "Chromium could not be installed." >&2
   exit 1

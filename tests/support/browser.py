@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
 _ARGUMENTS = [
@@ -23,7 +25,9 @@ _PATIENCE_MS = 30_000
 def chromium() -> str:
     """Return the path of the system's Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert path is not None, "the browser tests need Chromium: apt-get install chromium"
+    if path is None:
+        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        absent("the browser tests need Chromium: apt-get install chromium")
     return path
 
 
