@@ -25,8 +25,8 @@ from duologue.config import Settings
 from duologue.delivery.hub import Hub
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
-from duologue.domain.errors import OwnershipLost, RedisUnavailable, Retryable, StartRefused
-from duologue.engines.data_dir import locked_data_dir
+from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
+from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.valkey import bundled_valkey
 from duologue.llm.builtin import open_builtin
@@ -36,7 +36,7 @@ from duologue.log.port import Log
 from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
 from duologue.observability.logging import configure_logging
-from duologue.runner import Runner, bind, http_server
+from duologue.runner import Runner, bind, http_server, raise_file_limit
 from duologue.store.database import Database, open_database
 from duologue.store.migrate import migrate, migrate_sql
 from duologue.websocket_server import app as sockets
@@ -78,6 +78,7 @@ async def run_embedded(settings: Settings) -> None:
     configure_logging(level=settings.log_level, form=settings.log_format, server_id=settings.server_id)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # its own annotation is missing
     _check_supported(settings)
+    raise_file_limit()
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(locked_data_dir(settings.data_dir))
         listener = stack.enter_context(bind(settings.host, settings.port))
@@ -100,11 +101,10 @@ def migrate_database(settings: Settings, *, sql: bool) -> None:
     """Bring the database's schema up to date, or print the statements that would.
 
     Raises:
-        StartRefused: no adapter knows the database.
+        StartRefused: no adapter knows the database, or the data folder cannot be used.
         StoreUnavailable: it cannot be reached.
     """
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    url = _database_url(settings, settings.data_dir)
+    url = _database_url(settings, made_data_dir(settings.data_dir))
     if sql:
         print(migrate_sql(url))  # noqa: T201  # this is the command's output
     else:
@@ -233,13 +233,6 @@ def _checks(engines: Engines, roles: Roles) -> dict[str, Callable[[], Awaitable[
     async def redis() -> None:
         await engines.redis.call("PING")
 
-    async def model() -> str | None:
-        try:
-            await engines.model.check()
-        except Retryable as error:
-            return str(error)
-        return None
-
     async def feed() -> None:
         if not roles.sockets.hub.ready:
             raise RedisUnavailable("publications do not reach this process")
@@ -256,12 +249,21 @@ def _checks(engines: Engines, roles: Roles) -> dict[str, Callable[[], Awaitable[
         "store": engines.database.check,
         "redis": redis,
         "log": engines.log.check,
-        "model": model,
+        "model": partial(_model_state, engines.model),
         "feed": feed,
         "websocket-server": websocket_server,
         roles.consumer.name: partial(owner, roles.consumer),
         roles.relay.name: partial(owner, roles.relay),
     }
+
+
+async def _model_state(model: LanguageModel) -> str | None:
+    """Return what is wrong with the model, None for nothing; also if it is for the operator to mend."""
+    try:
+        await model.check()
+    except DuologueError as error:
+        return str(error)
+    return None
 
 
 def _announce(settings: Settings, port: int, engines: Engines, data_dir: Path, began: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from duologue.api.request_protocol import RequestProtocol
 from duologue.config import Settings
 from duologue.domain.errors import Retryable, StartRefused
 from duologue.observability.metrics import LOOP_FAILURES
@@ -22,6 +24,7 @@ _log = structlog.get_logger(__name__)
 
 PING_INTERVAL_SECONDS: Final = 25.0
 PONG_TIMEOUT_SECONDS: Final = 10.0
+_OPEN_FILES: Final = 65_536
 _RESTART_SECONDS: Final = 1.0
 _LEAST_DRAIN_SECONDS: Final = 5.0
 """For a role whose turn comes when the time is over: sockets are to be closed in order even then."""
@@ -65,6 +68,15 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def raise_file_limit() -> None:
+    """Let this process hold as many sockets as the system lets it: the soft limit is often 1024, on macOS 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system that allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn that tells when it listens, and leaves signals alone: its own shutdown closes every socket at once."""
 
@@ -92,7 +104,7 @@ def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.
     return HttpServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=RequestProtocol,
             ws=socket_protocol,
             ws_max_size=settings.max_frame_bytes,
             ws_per_message_deflate=False,
@@ -172,6 +184,7 @@ class Runner:
                 task.result()  # raises what ended it
 
     async def _end(self, serving: asyncio.Task[None], working: list[asyncio.Task[None]]) -> None:
+        _log.info("draining", at_most_seconds=self._drain_seconds)
         self._on_drain()
         drain = asyncio.create_task(self._drain(working), name="drain")
         at_once = asyncio.create_task(self._at_once.wait(), name="at-once")

@@ -77,6 +77,27 @@ async def test_bad_frames_are_named_and_the_socket_lives(embedded: EmbeddedSyste
         assert (await client.until("response"))["content"]
 
 
+ODD_TEXTS = [
+    "\x01\x1b[31m\x7f\x85",
+    "\u202eright to left\u2028\u2029\ufeff\u200b!",
+    "\U0001f600" * 8000,
+    "\ufffe\uffff\U0010ffff",
+    '","event_id":"x:1","content":"',
+    "</script><img src=x onerror=alert(1)>\\u0000",
+    "'; DROP TABLE messages; --",
+    "%s %d {0} ${HOME} \r\n\r\nGET / HTTP/1.1",
+]
+
+
+async def test_odd_texts_come_back_as_they_were(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
+    await model_server.configure(tokens=1, echo=True)
+    async with connected(embedded.ws_url, await _guest(embedded, "ann"), conversation_id="new") as client:
+        for text in ODD_TEXTS:
+            await client.send_text(json.dumps({"type": "message", "content": text}, ensure_ascii=False))
+            assert (await client.until("echo"))["content"] == text
+            assert text in (await client.until("response"))["content"]
+
+
 async def test_frame_of_a_megabyte_closes_with_1009(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
     token = await _guest(embedded, "ann")
     async with _bystander(embedded, model_server):

@@ -239,6 +239,7 @@ async def test_terminal_reconnects_by_itself_and_says_so(
         await embedded.start()
         await chat.until(lambda text: "(connected again)" in text)
         await chat.until_prompt(2)
+        assert chat.text.count("connecting again)") == 1
         chat.press("\x04")
         assert await chat.ended() == 0
         assert "Traceback" not in chat.text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import aiohttp
 import pytest
@@ -27,8 +28,13 @@ async def guest(system: EmbeddedSystem, name: str) -> str:
 
 
 async def _until_response(client: Client) -> list[dict[str, Any]]:
+    return await _until(client, "response")
+
+
+async def _until(client: Client, kind: str) -> list[dict[str, Any]]:
+    """Return all frames up to and with the next of that type."""
     seen = [await client.receive()]
-    while seen[-1]["type"] != "response":
+    while seen[-1]["type"] != kind:
         seen.append(await client.receive())
     return seen
 
@@ -156,3 +162,160 @@ async def test_reply_that_fails_is_told_with_its_message_and_again_after_a_recon
     async with connected(embedded.ws_url, token, last_event_id="unreadable") as client:
         assert client.connection["recovered"] is False
         assert await client.until("error") == error
+
+
+TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+EVENT_ID: Final = re.compile(r"[A-Za-z0-9_:.-]{1,64}")
+FIELDS: Final[dict[str, set[str]]] = {
+    "connection": {
+        "message", "session_id", "userid", "username", "character_id", "conversation_id", "server_id", "protocol",
+        "features", "server_time", "limits", "recovered", "event_id",
+    },
+    "ack": {"id", "message_id", "conversation_id", "timestamp", "duplicate"},
+    "echo": {"event_id", "role", "id", "message_id", "conversation_id", "content", "metadata", "timestamp"},
+    "typing": {"role", "conversation_id", "active"},
+    "delta": {"message_id", "conversation_id", "attempt", "seq", "content"},
+    "snapshot": {"message_id", "conversation_id", "attempt", "seq", "content"},
+    "response": {
+        "event_id", "role", "message_id", "reply_id", "conversation_id", "content", "userid", "timestamp",
+        "processing_time_ms", "model", "finish_reason", "usage", "attempt", "generation", "metadata", "correlation_id",
+    },
+    "pong": {"id", "server_time"},
+}  # fmt: skip
+
+
+def _assert_named_as_written(frame: dict[str, Any]) -> None:
+    """A frame has the fields that the protocol names for its type, and times and event ids have their form."""
+    allowed = {"from_seq"} if frame["type"] == "delta" else set()
+    assert set(frame) - allowed == FIELDS[frame["type"]] | {"type"}
+    for name in ("timestamp", "server_time"):
+        assert name not in frame or TIME.fullmatch(frame[name]), frame
+    assert "event_id" not in frame or EVENT_ID.fullmatch(frame["event_id"]), frame
+
+
+async def test_frames_have_the_fields_that_the_protocol_names(
+    embedded: EmbeddedSystem, model_server: ModelServer
+) -> None:
+    await model_server.configure(tokens=30, tps=60)
+    token = await guest(embedded, "ann")
+    async with connected(embedded.ws_url, token) as client:
+        await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
+        seen = [client.connection, *await _until(client, "delta")]
+        async with connected(embedded.ws_url, token) as late:
+            seen.append(await late.until("snapshot"))
+        seen += await _until_response(client)
+        await client.send(type="message", id="two", content="Hello", metadata={})
+        seen += await _until_response(client)
+        await client.send(type="ping", id="three")
+        seen.append(await client.until("pong"))
+    assert {frame["type"] for frame in seen} >= set(FIELDS) - {"snapshot"}
+    for frame in seen:
+        if frame["type"] != "queued":
+            _assert_named_as_written(frame)
+    assert seen[-1]["id"] == "three"
+    usage = _of(seen, "response")[-1]["usage"]
+    assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    metadata = [frame["metadata"] for frame in seen if frame["type"] in ("echo", "response")]
+    assert metadata == [{"page": 3}, {"page": 3}, {}, {}]
+
+
+async def test_typing_ends_before_the_response_and_nothing_of_a_reply_follows_it(
+    embedded: EmbeddedSystem, model_server: ModelServer
+) -> None:
+    await model_server.configure(tokens=10, tps=100)
+    async with connected(embedded.ws_url, await guest(embedded, "ann")) as client:
+        ended: set[str] = set()
+        frame: dict[str, Any] = {}
+        for number in range(3):
+            await client.send(type="message", id=f"{number}", content="Hello")
+        while len(ended) < 3:
+            previous, frame = frame, await client.receive()
+            if frame["type"] in ("delta", "snapshot", "reset"):
+                assert frame["message_id"] not in ended
+            elif frame["type"] == "response":
+                assert (previous["type"], previous["role"], previous["active"]) == ("typing", "ai", False)
+                ended.add(frame["message_id"])
+        await client.ping()
+
+
+async def test_durable_frames_of_a_user_are_numbered_without_a_gap_and_replayed_as_they_were(
+    embedded: EmbeddedSystem,
+) -> None:
+    token = await guest(embedded, "ann")
+    async with connected(embedded.ws_url, token) as client:
+        start = client.connection["event_id"]
+        seen: list[dict[str, Any]] = []
+        for number in range(3):
+            await client.send(type="message", id=f"{number}", content=f"Hello {number}")
+            seen += await _until_response(client)
+    durable = [frame for frame in seen if "event_id" in frame]
+    assert [frame["type"] for frame in durable] == ["echo", "response"] * 3
+    for behind in range(-1, 6):
+        last = start if behind < 0 else durable[behind]["event_id"]
+        async with connected(embedded.ws_url, token, last_event_id=last) as client:
+            assert (client.connection["recovered"], client.connection["event_id"]) == (True, last)
+            missed = durable[behind + 1 :]
+            assert [await client.receive() for _ in missed] == missed
+            await client.send(type="ping", id="end")
+            assert (await client.receive())["type"] == "pong"
+
+
+async def test_missed_frames_come_before_the_snapshots_of_all_replies_being_written(
+    embedded: EmbeddedSystem, model_server: ModelServer
+) -> None:
+    await model_server.configure(tokens=100, tps=20, echo=True)
+    token = await guest(embedded, "ann")
+    async with connected(embedded.ws_url, token) as client:
+        await client.send(type="message", id="one", content="Hello")
+        await client.send(type="message", id="two", content="Hello", character_id="creative")
+        writing = {(await client.until("delta"))["message_id"]}
+        while len(writing) < 2:
+            writing.add((await client.until("delta"))["message_id"])
+        client.socket.transport.abort()
+    async with connected(embedded.ws_url, token) as client:
+        assert [(await client.receive())["type"] for _ in range(2)] == ["echo", "echo"]
+        snapshots = [await client.receive() for _ in range(2)]
+        assert {(frame["type"], frame["message_id"]) for frame in snapshots} == {
+            ("snapshot", message) for message in writing
+        }
+        last = {frame["message_id"]: frame["seq"] for frame in snapshots}
+        texts = {frame["message_id"]: frame["content"] for frame in snapshots}
+        ended: dict[str, str] = {}
+        while len(ended) < 2:
+            frame = await client.receive()
+            if frame["type"] == "delta":
+                message = frame["message_id"]
+                assert frame.get("from_seq", frame["seq"]) == last[message] + 1
+                last[message], texts[message] = frame["seq"], texts[message] + frame["content"]
+            elif frame["type"] == "response":
+                ended[frame["message_id"]] = frame["content"]
+    assert all(ended[message].startswith(text) for message, text in texts.items())
+
+
+async def test_what_was_told_over_the_socket_is_in_the_history(
+    embedded: EmbeddedSystem, model_server: ModelServer
+) -> None:
+    await model_server.configure(echo=True)
+    token = await guest(embedded, "ann")
+    async with connected(embedded.ws_url, token) as client:
+        await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
+        echo, response = await client.until("echo"), await client.until("response")
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"{embedded.url}/conversations/{echo['conversation_id']}/messages") as got,
+    ):
+        said, replied = (await got.json())["items"]
+    assert (said["id"], said["role"], said["content"], said["metadata"]) == (
+        echo["message_id"],
+        "user",
+        "Hello",
+        {"page": 3},
+    )
+    assert (replied["id"], replied["reply_to"], replied["content"], replied["attempt"], replied["generation"]) == (
+        response["reply_id"],
+        echo["message_id"],
+        response["content"],
+        1,
+        1,
+    )

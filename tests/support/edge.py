@@ -73,9 +73,10 @@ class Edge:
         assert guest is not None, "the name is taken"
         return self.issuer.issue(guest.key, uid=guest.uid, kind="guest", lifetime_seconds=lifetime_seconds)
 
-    def external_token(self, name: str) -> str:
+    def external_token(self, name: str, *, tenant: str = DEFAULT_TENANT) -> str:
         """Return a token as a product's own backend signs it, without `uid`."""
-        return jwt.encode({"sub": name, "exp": wall_clock() // 1000 + 60}, self._secret, algorithm="HS256")
+        claims = {"sub": name, "tenant": tenant, "exp": wall_clock() // 1000 + 60}
+        return jwt.encode(claims, self._secret, algorithm="HS256")
 
     async def records(self, count: int) -> list[MessageSubmitted]:
         """Return the first `count` messages on the log, once they are there."""
@@ -108,9 +109,13 @@ async def running_edge(
     *,
     wrap: Callable[[LogProducer], LogProducer] = lambda producer: producer,
     revocation_check_seconds: float = 30.0,
+    pings: tuple[float, float] = (20.0, 20.0),
     **settings: Any,
 ) -> AsyncIterator[Edge]:
-    """Run a websocket-server on a Valkey and an SQLite file of its own."""
+    """Run a websocket-server on a Valkey and an SQLite file of its own.
+
+    `pings` are the seconds between two pings, and those within which each is to be answered.
+    """
     edge = Edge(Settings(**settings), secrets.token_hex(32))
     database_url = f"sqlite:///{folder / 'edge.db'}"
     migrate(database_url)
@@ -131,7 +136,7 @@ async def running_edge(
             verifier=edge.verifier,
             revocation_check_seconds=revocation_check_seconds,
         )
-        port = await stack.enter_async_context(_serving(edge))
+        port = await stack.enter_async_context(_serving(edge, pings))
         edge.url = f"ws://127.0.0.1:{port}"
         role = asyncio.create_task(edge.server.run())
         yield edge
@@ -140,7 +145,7 @@ async def running_edge(
 
 
 @asynccontextmanager
-async def _serving(edge: Edge) -> AsyncIterator[int]:
+async def _serving(edge: Edge, pings: tuple[float, float]) -> AsyncIterator[int]:
     app = FastAPI()
     app.include_router(router(edge.server))
     config = uvicorn.Config(
@@ -149,6 +154,8 @@ async def _serving(edge: Edge) -> AsyncIterator[int]:
         ws=SocketProtocol,
         ws_max_size=edge.settings.max_frame_bytes,
         ws_per_message_deflate=False,
+        ws_ping_interval=pings[0],
+        ws_ping_timeout=pings[1],
         lifespan="off",
         log_config=None,
     )

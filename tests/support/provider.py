@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -58,10 +58,13 @@ class Request:
 
 
 class Provider:
-    """Plays one script a request, the last again and again."""
+    """Plays one script a request, the last again and again, or what `choose` says."""
 
-    def __init__(self, scripts: Sequence[Sequence[Step]]) -> None:
+    def __init__(
+        self, scripts: Sequence[Sequence[Step]], choose: Callable[[Request], Sequence[Step]] | None = None
+    ) -> None:
         self._scripts = list(scripts)
+        self._choose = choose
         self._connections = 0
         self.requests: list[Request] = []
         self.base_url = ""
@@ -90,8 +93,7 @@ class Provider:
 
     async def _play(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Play a script; returns whether the connection may carry another request."""
-        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        for step in script:
+        for step in self._script(request):
             if isinstance(step, bytes):
                 writer.write(step)
                 await writer.drain()
@@ -106,11 +108,18 @@ class Provider:
                 return False
         return True
 
+    def _script(self, request: Request) -> Sequence[Step]:
+        if self._choose is not None:
+            return self._choose(request)
+        return self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+
 
 @asynccontextmanager
-async def provider(*scripts: Sequence[Step]) -> AsyncIterator[Provider]:
+async def provider(
+    *scripts: Sequence[Step], choose: Callable[[Request], Sequence[Step]] | None = None
+) -> AsyncIterator[Provider]:
     """Run a provider on a free port for as long as the context is open."""
-    it = Provider(scripts)
+    it = Provider(scripts, choose)
     tasks: set[asyncio.Task[None]] = set()
 
     def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from starlette.applications import Starlette
 
 from duologue.config import Settings
 from duologue.domain.errors import ConsumerRefused, OwnershipLost, StartRefused
-from duologue.runner import Runner, bind, http_server
+from duologue.runner import Runner, bind, http_server, raise_file_limit
 from duologue.websocket_server.transport import SocketProtocol
 
 
@@ -124,3 +125,16 @@ def test_address_in_use_is_refused_in_words() -> None:
 def test_address_of_another_machine_is_refused_in_words() -> None:
     with pytest.raises(StartRefused, match="cannot listen on"):
         bind("192.0.2.1", 1)
+
+
+def test_raise_file_limit_low_soft_limit_is_raised_as_far_as_it_may() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lower = 256 if before[0] == resource.RLIM_INFINITY else min(256, before[0])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lower, before[1]))
+    try:
+        raise_file_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert hard == before[1]
+    assert soft == (65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))

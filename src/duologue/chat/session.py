@@ -99,9 +99,9 @@ class ChatSession:
         match event:
             case Open(frame):
                 self._attached(frame)
-            case Reconnecting(seconds, why, _) if self._is_ready:
-                self._is_lost = True
-                self._remark(f"({why}; connecting again in {seconds:.0f} s)" if seconds >= 1 else f"({why})", bad=True)
+            case Reconnecting(_, why, _) if self._is_ready and not self._is_lost:
+                self._is_lost = True  # said once: a server that is away for long would fill the screen
+                self._remark(f"({why}; connecting again)", bad=True)
             case Closed(code, reason) if self._is_ready and code != 1000:
                 self._remark(f"The connection has ended. {sentence(reason)}", bad=True)
                 self.interrupt()

@@ -16,6 +16,25 @@ _WAIT_SECONDS: Final = 0.5
 """A predecessor that was killed a moment ago may not have ended quite yet."""
 
 
+def made_data_dir(path: Path) -> Path:
+    """Return the absolute path of a data folder, made if it is missing. What this process makes from now on, there and
+    elsewhere, is for its owner alone: the folder may be one that others can read.
+
+    Raises:
+        StartRefused: it cannot be made.
+    """
+    os.umask(0o077)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path.resolve()
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> StartRefused:
+    return StartRefused(f"the data folder {path} cannot be used: {error.strerror}; set DATA_DIR")
+
+
 @contextmanager
 def locked_data_dir(path: Path) -> Iterator[Path]:
     """Hold a data folder, made if it is missing, for as long as the context is open.
@@ -28,11 +47,11 @@ def locked_data_dir(path: Path) -> Iterator[Path]:
     Raises:
         StartRefused: a running Duologue has it, or it cannot be made or written.
     """
+    made_data_dir(path)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise StartRefused(f"the data folder {path} cannot be used: {error.strerror}; set DATA_DIR") from error
+        raise _unusable(path, error) from error
     try:
         _lock(descriptor, path)
         os.ftruncate(descriptor, 0)

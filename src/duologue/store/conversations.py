@@ -67,7 +67,21 @@ _LISTED: Final = (
     .order_by(conversations.c.last_activity_at.desc(), conversations.c.id.desc())
     .limit(sa.bindparam("limit"))
 )
+_EMPTY: Final = (
+    _ROWS.where(
+        conversations.c.next_position == 1,
+        conversations.c.is_default.is_(False),
+        conversations.c.title.is_(None),
+        sa.func.coalesce(conversations.c.character_id, "") == sa.bindparam("character_id"),
+    )
+    .order_by(conversations.c.last_activity_at.desc(), conversations.c.id.desc())
+    .offset(sa.bindparam("skipped"))
+    .limit(1)
+)
 _END: Final = Place(2**62)
+
+MAX_EMPTY: Final = 32
+"""Conversations of a user with one character in which nothing was said."""
 
 
 def default_conversation(conn: Connection, user: UserRow, character: CharacterRow | None, now: int) -> ConversationRow:
@@ -95,7 +109,15 @@ def new_conversation(
     title: str | None = None,
     settings: dict[str, Any] | None = None,
 ) -> ConversationRow:
-    """Make a further conversation. It is not listed while it is empty."""
+    """Make a further conversation. It is not listed while it is empty.
+
+    A plain one (without title and settings) is the oldest in which nothing was said if there are `MAX_EMPTY` of them:
+    who asks for new ones without end gets no rows without end.
+    """
+    if title is None and settings is None:
+        values = {"uid": user.uid, "character_id": character.id if character else "", "skipped": MAX_EMPTY - 1}
+        if (oldest := _one(conn, _EMPTY, values)) is not None:
+            return oldest
     row = _row(user, character, now, is_default=False) | {"title": title, "settings": settings or {}}
     conn.execute(sa.insert(conversations), row)
     return ConversationRow(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from duologue.domain.errors import Rejected
+
+_Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""What a database's integer holds: a cursor that a client made up gets no further."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
@@ -15,9 +19,9 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     `settled_at` is where a walk through changes begins again once it has come to its end, 0 outside of one.
     """
 
-    at: int
+    at: _Time
     id: str = ""
-    settled_at: int = 0
+    settled_at: _Time = 0
 
 
 def encode_cursor(place: Place) -> str:

@@ -24,6 +24,9 @@ NEW: Final = "new"
 REMEMBERED: Final = 32
 """Conversations remembered for each connection."""
 
+_NUL: Final = "\0"
+"""It may stand in an address, and names nothing: PostgreSQL refuses it in any text (rule Poison)."""
+
 
 class Author:
     """The user of a connection, and the conversations that its frames have named so far."""
@@ -125,14 +128,14 @@ def _conversation(
 
 
 def _owned(conn: Connection, uid: str, conversation_id: str) -> ConversationRow:
-    conversation = owned_conversation(conn, uid, conversation_id)
+    conversation = None if _NUL in conversation_id else owned_conversation(conn, uid, conversation_id)
     if conversation is None:
         raise Rejected(ErrorCode.CONVERSATION_NOT_FOUND, "there is no such conversation")
     return conversation
 
 
 def _character(conn: Connection, tenant: str, character: str, uid: str) -> CharacterRow:
-    found = find_character(conn, tenant, character, uid)
+    found = None if _NUL in character else find_character(conn, tenant, character, uid)
     if found is None:
         raise Rejected(ErrorCode.CHARACTER_NOT_FOUND, "there is no such character")
     return found

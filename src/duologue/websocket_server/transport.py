@@ -7,15 +7,18 @@ ASGI alone knows neither a write that does not wait nor an end that does not wai
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
 from websockets.protocol import State
 
 EXTENSION: Final = "duologue.transport"
 
 _WHOLE_TEXT: Final = 0x81
+_BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 LINGER_SECONDS: Final = 5.0
 """How long a connection that is done with may wait for its peer to read the rest."""
@@ -42,6 +45,26 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         # What a peer does not read would hold a connection that is done with for ever.
         if self.transport.get_write_buffer_size():
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # The base class acts on events, and a request that the parser itself refuses is none.
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self._refuse_handshake()
+
+    def _refuse_handshake(self) -> None:
+        """Send the answer that the parser has prepared, if any (414 or 431), and hold the connection no longer."""
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(self.conn.data_to_send()) or _BAD_REQUEST)
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        # The base class would close it too, but with a stack trace in the log for what is the client's fault.
+        if self.curr_msg_data_type == "text" and not _is_utf8(self.frames):
+            self.conn.send_close(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
     def write_now(self, text: bytes) -> bool:
         """See `Transport.write_now`."""
@@ -74,6 +97,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         # The close that this sent waits for a peer to read what is before it. One that does not, must not hold it.
         if self.transport.get_write_buffer_size():
             self.abort()
+
+
+def _is_utf8(parts: Sequence[bytes]) -> bool:
+    """Tell whether the parts of a text frame are UTF-8 as a whole."""
+    try:
+        b"".join(parts).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _text_header(length: int) -> bytes:

@@ -22,7 +22,7 @@ from tests.support.valkey import ValkeyServer
 
 from duologue.delivery.hub import Hub
 from duologue.delivery.names import EventPosition, names_of
-from duologue.delivery.stream import UserStreams
+from duologue.delivery.stream import AttachReply, UserStreams
 from duologue.domain.errors import RedisUnavailable
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Redis
@@ -181,6 +181,22 @@ async def test_attach_with_much_missed_sends_it_in_parts_while_more_comes(valkey
     assert socket.messages() == [f"m{number}" for number in range(31)]
     assert socket.types().count("connection") == 1
     assert_gapless(socket)
+
+
+async def test_publication_between_the_cut_and_the_end_of_attaching_is_not_lost(
+    valkey: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await open_node(stack, valkey)
+    attach = node.streams.attach
+
+    async def then_one_more(user: UserKey, last_event_id: str | None) -> AttachReply:
+        reply = await attach(user, last_event_id)
+        await node.streams.apply(user, [echo("between")])
+        return reply
+
+    monkeypatch.setattr(node.streams, "attach", then_one_more)
+    socket = await node.join()
+    await socket.until(lambda: socket.messages() == ["between"])  # nothing later tells of it
 
 
 async def test_attach_in_the_middle_of_replies_loses_and_doubles_nothing(valkey: str, stack: AsyncExitStack) -> None:

@@ -8,6 +8,7 @@ from tests.integration.store.scenario import NOW, Scenario
 
 from duologue.store.characters import find_character
 from duologue.store.conversations import (
+    MAX_EMPTY,
     default_conversation,
     list_conversations,
     new_conversation,
@@ -40,6 +41,17 @@ async def test_new_conversation_is_a_row_of_its_own(ada: Scenario, database: Dat
     made = await database.write(new_conversation, ada.user, None, NOW, settings={"model": "tiny"})
     assert made.id != ada.conversation.id
     assert await database.read(owned_conversation, ada.user.uid, made.id) == made
+
+
+async def test_new_conversations_asked_for_without_end_are_rows_within_a_bound(
+    ada: Scenario, database: Database
+) -> None:
+    made = [(await database.write(new_conversation, ada.user, None, NOW + number)).id for number in range(MAX_EMPTY)]
+    assert len(set(made)) == MAX_EMPTY
+    again = await database.write(new_conversation, ada.user, None, NOW + MAX_EMPTY)
+    assert again.id == made[0]
+    bob = await Scenario.open(database, "bob")
+    assert (await database.write(new_conversation, bob.user, None, NOW)).id not in made
 
 
 async def test_conversation_of_another_user_is_not_found(ada: Scenario, database: Database) -> None:

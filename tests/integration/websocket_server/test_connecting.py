@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from duologue.domain.clock import wall_clock
+from duologue.domain.ids import UserKey
 from duologue.store.characters import DEFAULT_CHARACTER_ID
 from duologue.store.deletion import delete_user
 from duologue.store.users import find_user
@@ -177,3 +178,46 @@ async def test_store_away_is_service_unavailable_and_1013(valkey: str, tmp_path:
                 assert await _refused(client) == ("service_unavailable", 1013)
         finally:
             backup.close()
+
+
+async def test_token_whose_row_is_another_users_closes_with_4401(edge: Edge) -> None:
+    for name in ("ann", "bob"):
+        await edge.token(name)
+    bob = await edge.database.read(find_user, "default", "bob")
+    assert bob is not None
+    for key, uid in ((UserKey("default", "ann"), bob.uid), (bob.key, "made-up"), (UserKey("other", "bob"), bob.uid)):
+        crossed = edge.issuer.issue(key, uid=uid, kind="guest", lifetime_seconds=60)
+        async with edge.connect(crossed, greeted=False) as client:
+            assert await _refused(client) == ("invalid_token", 4401)
+
+
+async def test_token_of_an_earlier_user_of_the_name_closes_with_4401(edge: Edge) -> None:
+    earlier = await edge.token("ann")
+    ann = await edge.database.read(find_user, "default", "ann")
+    assert ann is not None
+    await edge.database.write(delete_user, ann.uid, wall_clock())
+    later = await edge.token("ann")
+    async with edge.connect(earlier, greeted=False) as client:
+        assert await _refused(client) == ("invalid_token", 4401)
+    async with edge.connect(later) as client:
+        await client.send(type="auth", token=earlier)
+        assert (await client.receive())["code"] == "invalid_token"
+        await client.ping()
+
+
+async def test_users_of_one_name_in_two_tenants_hear_and_own_nothing_of_each_other(edge: Edge) -> None:
+    tokens = [edge.external_token("ann"), edge.external_token("ann", tenant="other")]
+    async with edge.connect(tokens[0]) as here, edge.connect(tokens[1]) as there:
+        mine, theirs = here.connection["conversation_id"], there.connection["conversation_id"]
+        assert mine != theirs
+        await edge.streams.publish(UserKey("other", "ann"), b'{"type":"other"}')
+        assert (await there.receive())["type"] == "other"
+        await there.send(type="message", id="one", content="Hello", conversation_id=mine)
+        assert (await there.receive())["code"] == "conversation_not_found"
+        ids = set()
+        for client in (here, there):
+            await client.send(type="message", id="one", content="Hello")
+            ids.add((await client.receive())["message_id"])
+        assert len(ids) == 2
+        records = await edge.records(2)
+    assert [record.tenant for record in records] == ["default", "other"]

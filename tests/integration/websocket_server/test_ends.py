@@ -134,3 +134,13 @@ async def test_client_that_pings_and_never_reads_is_aborted(edge: Edge) -> None:
             client.socket.transport.write(b"".join(client.socket.protocol.data_to_send()))
             await asyncio.sleep(0)
         client.socket.transport.abort()
+
+
+async def test_text_that_is_no_utf8_closes_with_1007_and_is_no_error_of_the_server(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with edge.connect(await edge.token("ann")) as client:
+        client.socket.protocol.send_text(b'{"type":"ping","id":"\xff"}')
+        client.socket.transport.write(b"".join(client.socket.protocol.data_to_send()))
+        assert await client.closed() == 1007
+    assert not caplog.records

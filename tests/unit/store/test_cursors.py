@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from contextlib import suppress
 
 import pytest
@@ -32,3 +33,9 @@ def test_any_text_is_a_place_or_rejected(text: str) -> None:
 def test_text_that_is_no_cursor_is_rejected(text: str) -> None:
     with pytest.raises(Rejected):
         decode_cursor(text)
+
+
+@pytest.mark.parametrize("made_up", [b"[-1]", b'[1,"",-1]', b"[9223372036854775808]", b'[1,"",99999999999999999999]'])
+def test_cursor_with_a_number_that_no_column_holds_is_rejected(made_up: bytes) -> None:
+    with pytest.raises(Rejected):
+        decode_cursor(urlsafe_b64encode(made_up).decode())
