@@ -31,6 +31,8 @@ BUSY_REPLIES: Final = 100
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 
+_SHORT_REPLY_SECONDS: Final = 1.0
+
 
 class Pace:
     """When the next delta leaves: after an interval, or earlier with enough text.
@@ -48,6 +50,19 @@ class Pace:
         """Return the least time between two deltas of one reply, now."""
         excess = (self._running() - BUSY_REPLIES) / (2 * BUSY_REPLIES)
         return self._interval_seconds * (1 + min(max(excess, 0.0), 1.0))
+
+    def reading_pause_seconds(self, streaming_seconds: float) -> float:
+        """Return how long to leave a model's pieces where they arrive before looking again.
+
+        Looking costs more than reading: under load, pieces of long replies are better read as many as make a delta.
+        Short replies are read at once, as their end frees a place for the next.
+
+        Args:
+            streaming_seconds: since the reply's first piece.
+        """
+        if streaming_seconds < _SHORT_REPLY_SECONDS or self._running() <= BUSY_REPLIES:
+            return 0.0
+        return self.interval_seconds()
 
 
 class LiveText:

@@ -161,17 +161,21 @@ class Reply:
     async def _try(self, prompt: ModelRequest) -> Finished:
         """Make one try; whatever a model does beside its contract is a failed try as well."""
         loop = asyncio.get_running_loop()
-        asked_at = loop.time()
+        asked_at = first_at = loop.time()
         characters = 0
         async with _closing(self._writing.model.stream(prompt)) as events:
             async for event in events:
                 if isinstance(event, Chunk):
+                    now = loop.time()
                     if not characters:
-                        FIRST_TOKEN_SECONDS.observe(loop.time() - asked_at)
+                        first_at = now
+                        FIRST_TOKEN_SECONDS.observe(now - asked_at)
                     characters += len(event.text)
                     if characters > MAX_REPLY_CHARACTERS:
                         return Finished("length", prompt.model or self._writing.model.name)
                     self._live.write(event.text)
+                    if pause := self._writing.pace.reading_pause_seconds(now - first_at):
+                        await asyncio.sleep(pause)
                 elif characters:
                     return event
                 else:

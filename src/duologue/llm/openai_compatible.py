@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -96,7 +96,8 @@ class OpenAICompatible(LanguageModel):
                     watch.progress(whole=reader.has_reason)
                 if text:
                     watch.pause()
-                    yield Chunk(text)
+                    with _left_unread(response):
+                        yield Chunk(text)
                     watch.resume()
             if text := reader.end():
                 yield Chunk(text)
@@ -259,6 +260,25 @@ async def _read(content: aiohttp.StreamReader, reader: AnswerReader) -> bytes:
         if reader.has_reason:
             return b""
         raise temporary("stream_cut", "the language model broke off its answer") from error
+
+
+@contextmanager
+def _left_unread(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Leave what the model sends in the system's buffer while the caller is busy with what it has.
+
+    Then a caller that takes its time pays for one look at the socket, and not for one at each piece.
+    """
+    connection = response.connection  # None once the body has been received whole
+    transport = connection.transport if connection is not None else None
+    if transport is None or transport.is_closing():
+        yield
+        return
+    transport.pause_reading()
+    try:
+        yield
+    finally:
+        if not transport.is_closing():
+            transport.resume_reading()
 
 
 async def _drain(content: aiohttp.StreamReader) -> None:
