@@ -52,6 +52,14 @@ def idle(sockets: int = 2000, as_json: AsJson = False) -> None:
     _report(scenarios.idle(sockets=sockets), as_json)
 
 
+@app.command()
+def restart(users: int = 50, as_json: AsJson = False) -> None:
+    """Killed in the middle of replies and started again: how long until they go on."""
+    from duologue.bench.restart import restart as scenario  # noqa: PLC0415  # it brings the whole client with it
+
+    _report(scenario(users=users), as_json)
+
+
 def _report(scenario: Any, as_json: bool) -> None:
     _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
