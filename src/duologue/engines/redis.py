@@ -11,16 +11,16 @@ import asyncio
 import hashlib
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import hiredis
 import structlog
-from redis.asyncio.connection import parse_url
 
 from duologue.domain.errors import DuologueError, Permanent, RedisUnavailable, StartRefused
+from duologue.engines.redis_address import parse_redis_url
 
 _log = structlog.get_logger(__name__)
 
@@ -107,7 +107,7 @@ class _Connection:
     """A connection that comes back by itself; what both kinds below share."""
 
     def __init__(self, url: str, *, name: str, timeout_seconds: float) -> None:
-        self._url = url
+        self._address = parse_redis_url(url)
         self._name = name
         self._timeout = timeout_seconds
         self._wire: _Wire | None = None
@@ -221,25 +221,22 @@ class _Connection:
         self.connected.set()
 
     async def _open_wire(self) -> _Wire:
-        options: Mapping[str, Any] = parse_url(self._url)
-        loop = asyncio.get_running_loop()
+        address, loop = self._address, asyncio.get_running_loop()
 
         def wire() -> _Wire:
             return _Wire(self._on_reply, self._on_lost)
 
-        if path := options.get("path"):
-            return (await loop.create_unix_connection(wire, path))[1]
-        context = _tls_context(options) if self._url.startswith("rediss://") else None
-        host, port = options.get("host", "localhost"), int(options.get("port", 6379))
-        return (await loop.create_connection(wire, host, port, ssl=context))[1]
+        if address.path:
+            return (await loop.create_unix_connection(wire, address.path))[1]
+        return (await loop.create_connection(wire, address.host, address.port, ssl=address.tls))[1]
 
     async def _greet(self) -> None:
-        options: Mapping[str, Any] = parse_url(self._url)
-        if password := options.get("password"):
-            username = options.get("username")
-            await self._enqueue(("AUTH", username, password) if username else ("AUTH", password))
-        if database := options.get("db"):
-            await self._enqueue(("SELECT", int(database)))
+        address = self._address
+        if address.password:
+            names = (address.username,) if address.username else ()
+            await self._enqueue(("AUTH", *names, address.password))
+        if address.database:
+            await self._enqueue(("SELECT", address.database))
         await self._enqueue(("CLIENT", "SETNAME", f"duologue-{self._name}"))
         self.run_id = _run_id(await self._enqueue(("INFO", "server")))
 
@@ -353,13 +350,3 @@ def _run_id(info: bytes) -> str:
         if line.startswith(b"run_id:"):
             return line[7:].decode()
     return ""
-
-
-def _tls_context(options: Mapping[str, Any]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    if options.get("ssl_cert_reqs") in ("none", "CERT_NONE"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if certificate := options.get("ssl_certfile"):
-        context.load_cert_chain(certificate, options.get("ssl_keyfile"))
-    return context
