@@ -240,8 +240,8 @@ def _is_data_error(error: BaseException) -> bool:
 def _translated(error: Exception) -> Exception:
     """Return what tells the caller of a failed transaction what to do next."""
     cause = _cause(error)
-    if isinstance(cause, ValueError):  # asyncpg's, while it encodes a value, which its own words quote
-        return StoreRefused(f"the database cannot hold the value: {cause.__cause__ or type(cause).__name__}")
+    if isinstance(cause, ValueError):  # asyncpg's, while it encodes a value; its words quote what users say
+        return StoreRefused("the database cannot hold a value: its characters or its size are none of the column's")
     if _is_data_error(error):
         return StoreRefused(f"the database refuses the data: {cause}")
     return StoreUnavailable(f"the database is not available: {str(cause) or type(cause).__name__}")
