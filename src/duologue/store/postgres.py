@@ -233,15 +233,13 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _is_data_error(error: BaseException) -> bool:
-    cause = _cause(error)
-    return isinstance(cause, ValueError) or _sqlstate(error)[:2] in _DATA_CLASSES
+    return isinstance(error, UnicodeEncodeError) or _sqlstate(error)[:2] in _DATA_CLASSES
 
 
 def _translated(error: Exception) -> Exception:
     """Return what tells the caller of a failed transaction what to do next."""
     cause = _cause(error)
-    if isinstance(cause, ValueError):  # asyncpg's, while it encodes a value; its words quote what users say
-        return StoreRefused("the database cannot hold a value: its characters or its size are none of the column's")
     if _is_data_error(error):
-        return StoreRefused(f"the database refuses the data: {cause}")
+        # asyncpg's own, for a value that it cannot encode, quotes what users say; what that was caused by does not.
+        return StoreRefused(f"the database refuses the data: {cause.__cause__ or cause}")
     return StoreUnavailable(f"the database is not available: {str(cause) or type(cause).__name__}")
