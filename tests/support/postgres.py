@@ -20,6 +20,8 @@ from duologue.engines.child import _die_with_parent
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
 _NOBODY: Final = 65534
+_SHM: Final = Path("/dev/shm")
+_ROOM_BYTES: Final = 2**30
 _SETTINGS: Final = {
     "listen_addresses": "",
     "fsync": "off",  # tests kill processes, not machines
@@ -85,6 +87,14 @@ def _children(parent: int) -> list[int]:
     return children
 
 
+def _memory() -> Path | None:
+    """Return a folder in memory with room enough, if there is one: a new database takes a tenth of the time."""
+    with suppress(OSError):
+        if shutil.disk_usage(_SHM).free >= _ROOM_BYTES and os.access(_SHM, os.W_OK):
+            return _SHM
+    return None
+
+
 class PostgresServer:
     """A PostgreSQL of its own in a new folder, reached by a socket in it.
 
@@ -95,7 +105,7 @@ class PostgresServer:
     def __init__(self) -> None:
         self._programs = postgres_programs()
         # Not below pytest's own folders, into which nobody but their owner can look.
-        self.folder = Path(tempfile.mkdtemp(prefix="duologue-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="duologue-pg-", dir=_memory()))
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._names = count(1)
@@ -153,7 +163,7 @@ class PostgresServer:
     def create_database(self, template: str = "template1") -> str:
         """Make a new database as a copy of `template`, which nobody may use meanwhile. Return its name."""
         name = f"test_{next(self._names)}"
-        self.command(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.command(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return name
 
     def drop_database(self, name: str) -> None:

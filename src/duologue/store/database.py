@@ -16,7 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Query = Callable[Concatenate[Connection, P], T]
-"""A function of the modules beside this one. It blocks, and runs in a thread: it touches nothing but its arguments."""
+"""A function of the modules beside this one. On SQLite it runs in a thread, on PostgreSQL in a greenlet of the event
+loop, and maybe more than once: it touches nothing but its arguments, and waits for nothing but its statements."""
 
 
 class StoreRefused(Permanent):
@@ -112,7 +113,7 @@ def backend_of(url: str) -> Literal["sqlite", "postgresql"]:
     """
     try:
         backend = sa.make_url(url).get_backend_name()
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise StartRefused("DATABASE_URL is no URL; it has the form sqlite:///path or postgresql://…") from error
     if backend in ("postgresql", "postgres"):
         return "postgresql"

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, EmulatedDBAPIException
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from duologue.domain.errors import StoreUnavailable
+from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.observability.metrics import STORE_RETRIES, STORE_SECONDS
 from duologue.store.database import StoreRefused, require_head
 from duologue.store.dialect import from_json, to_json
@@ -239,6 +239,8 @@ def _is_data_error(error: BaseException) -> bool:
 def _translated(error: Exception) -> Exception:
     """Return what tells the caller of a failed transaction what to do next."""
     cause = _cause(error)
+    if isinstance(cause, asyncpg.ClientConfigurationError):
+        return StartRefused(f"DATABASE_URL: {cause}")
     if _is_data_error(error):
         # asyncpg's own, for a value that it cannot encode, quotes what users say; what that was caused by does not.
         return StoreRefused(f"the database refuses the data: {cause.__cause__ or cause}")

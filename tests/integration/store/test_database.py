@@ -76,6 +76,12 @@ async def test_url_of_an_unknown_database_is_refused() -> None:
         migrate("mysql://localhost/x")
 
 
+@pytest.mark.parametrize("url", ["no url", "postgresql://host:port/name", "postgresql://127.0.0.1:1/x?sslmode=often"])
+def test_url_that_cannot_be_read_is_refused(url: str) -> None:
+    with pytest.raises(StartRefused, match="DATABASE_URL"):
+        migrate(url)
+
+
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_migrated_schema_is_that_of_the_tables(database_url: str, empty_url: str) -> None:
