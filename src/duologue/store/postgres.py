@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from weakref import WeakSet
 
 import asyncpg
 import sqlalchemy as sa
@@ -33,6 +34,7 @@ POOL_SIZE: Final = 10
 BOUND_SECONDS: Final = 10.0
 """From a call to the end of its transaction at most. Readers of changes count on it (`history.OVERLAP_MS`)."""
 CONNECT_SECONDS: Final = 3.0
+CLOSE_SECONDS: Final = 1.0
 MAX_TRIES: Final = 8
 _FIRST_PAUSE_SECONDS: Final = 0.005
 
@@ -73,6 +75,8 @@ class PostgresDatabase:
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._bound_seconds = bound_seconds
         self._transactions: set[asyncio.Task[Any]] = set()
+        self._connections: WeakSet[Any] = WeakSet()
+        sa.event.listen(self._engine.sync_engine, "connect", self._opened)
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.read`."""
@@ -89,7 +93,17 @@ class PostgresDatabase:
     async def aclose(self) -> None:
         """See `Database.aclose`."""
         await asyncio.gather(*self._transactions, return_exceptions=True)
+        # A server that hangs does not answer the farewell either, for which asyncpg would wait without end.
+        timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._terminate)
         await self._engine.dispose()
+        timer.cancel()
+
+    def _opened(self, connection: Any, _record: object) -> None:
+        self._connections.add(connection.driver_connection)
+
+    def _terminate(self) -> None:
+        for connection in list(self._connections):
+            connection.terminate()
 
     async def _run(
         self, engine: AsyncEngine, query: Callable[..., T], args: Sequence[Any], kwargs: Mapping[str, Any]

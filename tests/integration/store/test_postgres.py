@@ -475,6 +475,14 @@ async def test_server_that_hangs_is_unavailable_within_the_bound_and_commits_not
         await database.aclose()
 
 
+async def test_closing_does_not_wait_for_a_server_that_hangs(postgres_server: PostgresServer) -> None:
+    database = PostgresDatabase(postgres_server.url("duologue"))
+    await asyncio.gather(*(database.check() for _ in range(4)))
+    postgres_server.pause()
+    async with asyncio.timeout(5):
+        await database.aclose()
+
+
 async def test_more_transactions_than_connections_wait_for_one(postgres_url: str) -> None:
     async with open_database(postgres_url, pool_size=2) as database:
         people = [database.write(ensure_user, "default", f"user{number}", "guest", NOW) for number in range(20)]
