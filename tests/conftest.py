@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.postgres import NoPostgres, PostgresServer
 from tests.support.valkey import ValkeyServer
+
+from duologue.store.migrate import migrate
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +40,44 @@ def valkey_server() -> Iterator[ValkeyServer]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def session_postgres() -> Iterator[PostgresServer]:
+    """The PostgreSQL that tests share, with a migrated database `template`. Take `postgres_url` instead."""
+    with _postgres() as server:
+        server.command("CREATE DATABASE template")
+        migrate(server.url("template"))
+        yield server
+
+
+@pytest.fixture
+def postgres_url(session_postgres: PostgresServer) -> Iterator[str]:
+    """URL of a migrated, empty database of the test's own."""
+    name = session_postgres.create_database("template")
+    yield session_postgres.url(name)
+    session_postgres.drop_database(name)
+
+
+@pytest.fixture
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL of the test's own, with a migrated database `duologue`, to stop, kill, pause and start."""
+    with _postgres() as server:
+        server.command("CREATE DATABASE duologue")
+        migrate(server.url("duologue"))
+        yield server
+
+
+@contextmanager
+def _postgres() -> Iterator[PostgresServer]:
+    try:
+        server = PostgresServer()
+    except NoPostgres as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

@@ -140,7 +140,7 @@ async def _open_engines(settings: Settings, data_dir: Path) -> AsyncIterator[Eng
             redis = await stack.enter_async_context(Redis(redis_url, name="delivery", scripts=UserStreams.scripts))
         finally:
             await migration
-        database = await stack.enter_async_context(open_database(database_url))
+        database = await stack.enter_async_context(open_database(database_url, pool_size=settings.database_pool_size))
         yield Engines(redis_url, redis, UserStreams(redis, durable=True), log, database, model)
 
 

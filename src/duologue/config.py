@@ -57,7 +57,10 @@ class Settings(BaseSettings):
     redis_url: str = _setting("", "Redis or Valkey; empty: REDIS_HOST, else the bundled Valkey.", "Engines")
     redis_host: str = _setting("", "Host of Redis, if REDIS_URL is not set.", "Engines")
     redis_port: int = _setting(6379, "Port of Redis, with REDIS_HOST.", "Engines", ge=1, le=65535)
-    database_url: str = _setting("", "Database; empty: SQLite under DATA_DIR.", "Engines")
+    database_url: str = _setting(
+        "", "Database, as postgresql://user:password@host/name; empty: SQLite under DATA_DIR.", "Engines"
+    )
+    database_pool_size: int = _setting(10, "Connections of one process to PostgreSQL at most.", "Engines", ge=1)
 
     # Model
     openai_api_key: SecretStr = _setting(SecretStr(""), "Key of the provider.", "Model")

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -326,13 +325,13 @@ async def reply_states(pipeline: Pipeline, states: Sequence[str]) -> bool:
 
 
 @asynccontextmanager
-async def open_pipeline(url: str, database_path: Path, *, delivery_url: str | None = None) -> AsyncIterator[Pipeline]:
-    """Open a pipeline on a Valkey, or one for the log and one for delivery, and a migrated SQLite file."""
+async def open_pipeline(url: str, database_url: str, *, delivery_url: str | None = None) -> AsyncIterator[Pipeline]:
+    """Open a pipeline on a Valkey, or one for the log and one for delivery, and a migrated database."""
     async with (
         open_streams_log(url, takeover=True, timeout_seconds=2.0) as log,
         Redis(delivery_url or url, name="test", scripts=UserStreams.scripts, timeout_seconds=2.0) as delivery,
         Redis(url, name="test-log") as redis,
-        open_database(f"sqlite:///{database_path}") as database,
+        open_database(database_url) as database,
     ):
         pipeline = Pipeline(delivery_url or url, log, redis, delivery, database)
         try:

@@ -25,5 +25,5 @@ async def pipeline(valkey: str, migrated: Path, tmp_path: Path) -> AsyncIterator
     """A pipeline for one test."""
     path = tmp_path / "duologue.db"
     shutil.copyfile(migrated, path)
-    async with open_pipeline(valkey, path) as opened:
+    async with open_pipeline(valkey, f"sqlite:///{path}") as opened:
         yield opened

@@ -179,8 +179,7 @@ class AiConsumer:
             if request.task is not None:
                 asyncio.get_running_loop().call_later(self._leave_seconds, request.task.cancel)
         attempts = {request.reply_id: request.reply.attempt for request in running if request.reply is not None}
-        until = self._clock() + int(self._leave_seconds * 1000)
-        await self._database.write(mark_leaving, attempts, until)
+        await self._database.write(mark_leaving, attempts, int(self._leave_seconds * 1000), self._clock())
 
     def lost(self, holdings: Sequence[Holding]) -> None:
         """Stop everything of these (Handler)."""

@@ -34,6 +34,9 @@ BATCH_MESSAGES = Histogram("duologue_store_batch_messages", "Messages stored in 
 STORE_SECONDS = Histogram(
     "duologue_store_seconds", "Time of one store transaction, by operation.", ["operation"], buckets=_SHORT
 )
+STORE_RETRIES = Counter(
+    "duologue_store_retries_total", "Store transactions that were repeated after a conflict, by cause.", ["cause"]
+)
 PENDING_MESSAGES = Gauge("duologue_pending_messages", "Messages accepted and waiting for their turn.")
 REPLIES_RUNNING = Gauge("duologue_replies_running", "Replies being generated.")
 REPLIES = Counter("duologue_replies_total", "Replies that ended, by outcome.", ["outcome"])

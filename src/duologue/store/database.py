@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -16,7 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Query = Callable[Concatenate[Connection, P], T]
-"""A function of the modules beside this one. It blocks, and runs in a thread: it touches nothing but its arguments."""
+"""A function of the modules beside this one. On SQLite it runs in a thread, on PostgreSQL in a greenlet of the event
+loop, and maybe more than once: it touches nothing but its arguments, and waits for nothing but its statements."""
 
 
 class StoreRefused(Permanent):
@@ -59,26 +60,66 @@ class Database(Protocol):
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[Database]:
-    """Open the database at `url`, as `sqlite:///path`.
+async def open_database(url: str, *, pool_size: int = 10) -> AsyncIterator[Database]:
+    """Open the database at `url`, as `sqlite:///path` or `postgresql://user:password@host/name`.
+
+    Args:
+        url: where it is.
+        pool_size: connections to PostgreSQL at most.
 
     Raises:
         StartRefused: no adapter knows such a URL.
     """
-    database = _adapter(url)
+    database = _adapter(url, pool_size)
     try:
         yield database
     finally:
         await database.aclose()
 
 
-def _adapter(url: str) -> Database:
-    from duologue.store.sqlite import SqliteDatabase  # noqa: PLC0415 - the adapters import the port above
+def run_once(url: str, query: Callable[[Connection], T]) -> T:
+    """Run one query in a transaction of its own, however long it takes, from a thread that runs no event loop.
 
-    backend = sa.make_url(url).get_backend_name()
-    if backend == "sqlite":
+    Raises:
+        StartRefused: no adapter knows such a URL.
+        StoreUnavailable: the database cannot be reached.
+        StoreRefused: it refuses the data.
+    """
+    if backend_of(url) == "sqlite":
+        from duologue.store import sqlite  # noqa: PLC0415 - see `_adapter`
+
+        return sqlite.run_once(url, query)
+    from duologue.store import postgres  # noqa: PLC0415
+
+    return postgres.run_once(url, query)
+
+
+def _adapter(url: str, pool_size: int) -> Database:
+    # The adapters import the port above, and only one of their drivers is needed.
+    if backend_of(url) == "sqlite":
+        from duologue.store.sqlite import SqliteDatabase  # noqa: PLC0415
+
         return SqliteDatabase(url)
-    raise StartRefused(f"DATABASE_URL names {backend!r}; this version knows sqlite:///path")
+    from duologue.store.postgres import PostgresDatabase  # noqa: PLC0415
+
+    return PostgresDatabase(url, pool_size=pool_size)
+
+
+def backend_of(url: str) -> Literal["sqlite", "postgresql"]:
+    """Return which database a URL names.
+
+    Raises:
+        StartRefused: none that has an adapter.
+    """
+    try:
+        backend = sa.make_url(url).get_backend_name()
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise StartRefused("DATABASE_URL is no URL; it has the form sqlite:///path or postgresql://…") from error
+    if backend in ("postgresql", "postgres"):
+        return "postgresql"
+    if backend == "sqlite":
+        return "sqlite"
+    raise StartRefused(f"DATABASE_URL names {backend!r}; this version knows sqlite:///path and postgresql://…")
 
 
 def require_head(conn: Connection) -> None:

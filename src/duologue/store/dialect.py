@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+_MIGRATION_LOCK: Final = 0x64756F6C6F677565
+"""The key of the advisory lock: "duologue" in ASCII."""
 
 
 def insert_missing(conn: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
@@ -18,6 +25,34 @@ def insert_missing(conn: Connection, table: Table, rows: Sequence[dict[str, Any]
         conn.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
 
 
+class _StoreClock(FunctionElement[int]):
+    inherit_cache = True
+    type = sa.BigInteger()
+
+
+def store_clock(parameter: str = "now") -> sa.ColumnElement[int]:
+    """Return the time by which machines agree, milliseconds since the Unix epoch: on PostgreSQL the server's clock; on
+    SQLite, which has one machine, the parameter."""
+    return _StoreClock(sa.bindparam(parameter, type_=sa.BigInteger))
+
+
+@compiles(_StoreClock, "sqlite")
+def _store_clock_sqlite(element: _StoreClock, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return compiler.process(element.clauses, **kwargs)
+
+
+@compiles(_StoreClock, "postgresql")
+def _store_clock_postgresql(_element: _StoreClock, _compiler: SQLCompiler, **_kwargs: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def lock_migrations(conn: Connection) -> None:
+    """Wait until no other process migrates this database, and keep others from it until the transaction ends. On SQLite
+    a transaction that writes has the file for itself anyway."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+
+
 def to_json(value: Any) -> str:
     """Return the text of a JSON column."""
     return msgspec.json.encode(value).decode()
@@ -26,3 +61,8 @@ def to_json(value: Any) -> str:
 def from_json(text: str | bytes) -> Any:
     """Read the text of a JSON column."""
     return msgspec.json.decode(text)
+
+
+def read_json(value: Any) -> Any:
+    """Read a JSON column as the driver gives it: text on SQLite, the value itself on PostgreSQL."""
+    return from_json(value) if isinstance(value, (str, bytes)) else value

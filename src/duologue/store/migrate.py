@@ -6,15 +6,14 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import sqlalchemy as sa
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection
 
 from duologue.domain.clock import wall_clock
-from duologue.domain.errors import StartRefused, StoreUnavailable
+from duologue.domain.errors import StartRefused
 from duologue.store.characters import is_seeded, seed_characters
+from duologue.store.database import backend_of, run_once
+from duologue.store.dialect import lock_migrations
 from duologue.store.revision import HEAD, current_revision
-from duologue.store.sqlite import create_engine
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,23 +24,14 @@ _SCRIPTS: Final = Path(__file__).parent / "migrations"
 def migrate(url: str) -> None:
     """Bring the schema of the database at `url` to `HEAD`, and insert the characters that come with the program.
 
-    Several processes may do so at once: one does it, the others wait and find it done.
+    Several processes may do so at once: one does it, the others wait and find it done. Call it from a thread
+    that runs no event loop.
 
     Raises:
         StartRefused: no adapter knows such a URL, or a newer program has migrated the database.
         StoreUnavailable: the database cannot be reached.
     """
-    engine = _engine(url)
-    try:
-        with engine.connect() as conn, conn.begin():
-            if current_revision(conn) != HEAD:
-                _upgrade(conn)
-            if not is_seeded(conn):
-                seed_characters(conn, wall_clock())
-    except OperationalError as error:
-        raise StoreUnavailable(f"the database is not available: {error.orig}") from error
-    finally:
-        engine.dispose()
+    run_once(url, _migrate)
 
 
 def migrate_sql(url: str) -> str:
@@ -51,7 +41,7 @@ def migrate_sql(url: str) -> str:
 
     output = io.StringIO()
     config = alembic_config()
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    config.set_main_option("sqlalchemy.url", f"{backend_of(url)}://")
     config.output_buffer = output
     command.upgrade(config, "head", sql=True)
     return output.getvalue()
@@ -67,11 +57,13 @@ def alembic_config(conn: Connection | None = None) -> Config:
     return config
 
 
-def _engine(url: str) -> Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        raise StartRefused(f"DATABASE_URL names {parsed.get_backend_name()!r}; this version knows sqlite:///path")
-    return create_engine(url, "BEGIN IMMEDIATE")
+def _migrate(conn: Connection) -> None:
+    if current_revision(conn) != HEAD:
+        lock_migrations(conn)
+        if current_revision(conn) != HEAD:  # else another process has done it meanwhile
+            _upgrade(conn)
+    if not is_seeded(conn):
+        seed_characters(conn, wall_clock())
 
 
 def _upgrade(conn: Connection) -> None:

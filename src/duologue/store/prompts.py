@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from duologue.store.characters import DEFAULT_CHARACTER_ID
-from duologue.store.dialect import from_json
+from duologue.store.dialect import read_json
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.schema import characters, conversations, messages
 
@@ -99,7 +99,7 @@ def _read_histories(conn: Connection, reply_ids: Sequence[str]) -> dict[str, dic
 
 def _source(row: Sequence[Any], history: dict[tuple[int, str], HistoryTurn]) -> PromptSource:
     _, content, settings_json, system_prompt, model, temperature, max_tokens = row
-    settings = from_json(settings_json)
+    settings = read_json(settings_json)
     return PromptSource(
         system_prompt=settings.get("system_prompt") or system_prompt,
         model=settings.get("model") or model,

@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from duologue.store.dialect import store_clock
 from duologue.store.messages import Incoming, ReplyState, Stored, StoredRequest, store_messages
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.prompts import PromptSource, read_prompts
@@ -71,7 +72,7 @@ _CLAIM: Final = Prepared(
     .where(
         is_one_of(messages.c.id),
         _IS_UNFINISHED,
-        sa.or_(messages.c.leaving_until.is_(None), messages.c.leaving_until <= sa.bindparam("now")),
+        sa.or_(messages.c.leaving_until.is_(None), messages.c.leaving_until <= store_clock()),
         ~_EARLIER_TURN,
     )
     .values(
@@ -97,7 +98,7 @@ _ADVANCE: Final = (
 _LEAVE: Final = Prepared(
     sa.update(messages)
     .where(messages.c.id == sa.bindparam("reply_id"), messages.c.attempt == sa.bindparam("held"), _WAS_GENERATING)
-    .values(leaving_until=sa.bindparam("until"))
+    .values(leaving_until=store_clock() + sa.bindparam("lasting_ms", type_=sa.BigInteger))
 )
 
 _STATES: Final = Prepared(
@@ -113,7 +114,7 @@ def claim(conn: Connection, reply_ids: Sequence[str], owner: str, now: int) -> l
 
     Args:
         reply_ids: which ones; `owner` is this worker's name, for people.
-        now: milliseconds since the Unix epoch; a handover that has run out by then no longer holds.
+        now: milliseconds since the Unix epoch; a handover that has run out by the store's clock no longer holds.
     """
     if not reply_ids:
         return []
@@ -174,11 +175,14 @@ def advance_attempt(conn: Connection, reply_id: str, attempt: int, now: int) -> 
     return advanced
 
 
-def mark_leaving(conn: Connection, attempts: Mapping[str, int], until: int) -> None:
-    """Keep others from claiming these replies (id to attempt held) before `until`, while this worker finishes them."""
+def mark_leaving(conn: Connection, attempts: Mapping[str, int], lasting_ms: int, now: int) -> None:
+    """Keep others from claiming these replies (id to attempt held) for a while, in which this worker finishes them.
+
+    Both the end of that time and whether it has come are told by the store's clock (rule Owner).
+    """
     if attempts:
-        rows = [{"reply_id": reply_id, "held": held, "until": until} for reply_id, held in attempts.items()]
-        _LEAVE.run(conn, rows)
+        shared = {"lasting_ms": lasting_ms, "now": now}
+        _LEAVE.run(conn, [{"reply_id": reply_id, "held": held} | shared for reply_id, held in attempts.items()])
 
 
 def read_claims(conn: Connection, reply_ids: Sequence[str]) -> dict[str, ClaimState]:

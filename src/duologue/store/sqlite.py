@@ -85,6 +85,18 @@ class SqliteDatabase:
             raise _translated(error) from error
 
 
+def run_once(url: str, query: Callable[[Connection], T]) -> T:
+    """See `database.run_once`."""
+    engine = create_engine(url, "BEGIN IMMEDIATE")
+    try:
+        with engine.begin() as conn:
+            return query(conn)
+    except (DBAPIError, sqlite3.Error) as error:
+        raise _translated(error) from error
+    finally:
+        engine.dispose()
+
+
 def create_engine(
     url: str, begin: str, *, connections: int = 1, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
 ) -> Engine:

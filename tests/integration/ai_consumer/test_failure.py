@@ -342,7 +342,7 @@ async def split(valkey: str, valkey_server: ValkeyServer, migrated: Path, tmp_pa
     """A pipeline whose delivery is on a Valkey of its own."""
     path = tmp_path / "duologue.db"
     shutil.copyfile(migrated, path)
-    async with open_pipeline(valkey, path, delivery_url=valkey_server.url) as opened:
+    async with open_pipeline(valkey, f"sqlite:///{path}", delivery_url=valkey_server.url) as opened:
         yield opened
 
 

@@ -203,4 +203,4 @@ def split_pipeline(
 ) -> AbstractAsyncContextManager[Pipeline]:
     path = tmp_path / "duologue.db"
     shutil.copyfile(migrated, path)
-    return open_pipeline(valkey, path, delivery_url=server.url)
+    return open_pipeline(valkey, f"sqlite:///{path}", delivery_url=server.url)

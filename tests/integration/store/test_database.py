@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
-import threading
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -19,23 +16,12 @@ from tests.integration.store.scenario import NOW, Scenario
 
 from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.store.characters import list_characters
-from duologue.store.database import Database, StoreRefused, open_database
+from duologue.store.database import Database, StoreRefused, open_database, run_once
 from duologue.store.messages import StoredRequest
 from duologue.store.migrate import alembic_config, migrate, migrate_sql
 from duologue.store.revision import HEAD
 from duologue.store.schema import METADATA, users
-from duologue.store.sqlite import SqliteDatabase
 from duologue.store.users import ensure_user, find_user
-
-
-def _pragma(conn: Connection, name: str) -> object:
-    return conn.exec_driver_sql(f"PRAGMA {name}").scalar()
-
-
-async def test_every_connection_is_durable_and_checks_references(database: Database) -> None:
-    expected = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000}
-    for run in (database.read, database.write):
-        assert {name: await run(_pragma, name) for name in expected} == expected
 
 
 def _write_and_fail(conn: Connection) -> None:
@@ -55,21 +41,6 @@ async def test_data_that_breaks_a_rule_of_the_schema_is_refused(database: Databa
         await database.write(lambda conn: conn.execute(sa.insert(users), {"id": "x"}))
 
 
-async def test_file_that_another_process_holds_is_unavailable_until_it_lets_go(database_url: str) -> None:
-    path = database_url.removeprefix("sqlite:///")
-    database = SqliteDatabase(database_url, busy_timeout_seconds=0.01)
-    other = sqlite3.connect(path, isolation_level=None)
-    try:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreUnavailable):
-            await database.write(ensure_user, "default", "eve", "guest", NOW)
-        other.execute("ROLLBACK")
-        assert await database.write(ensure_user, "default", "eve", "guest", NOW) is not None
-    finally:
-        other.close()
-        await database.aclose()
-
-
 async def test_many_tasks_that_write_and_read_at_once_all_succeed(database: Database) -> None:
     people = [await Scenario.open(database, f"user{number}") for number in range(8)]
 
@@ -85,31 +56,12 @@ async def test_many_tasks_that_write_and_read_at_once_all_succeed(database: Data
     assert await asyncio.gather(*map(talk, people)) == [list(range(1, 11))] * 8
 
 
-async def test_reading_goes_on_while_a_transaction_is_open(ada: Scenario, database: Database) -> None:
-    began, may_end = threading.Event(), threading.Event()
-
-    def hold(conn: Connection) -> None:
-        ensure_user(conn, "default", "eve", "guest", NOW)
-        began.set()
-        may_end.wait(10)
-
-    writing = asyncio.create_task(database.write(hold))
-    try:
-        assert await asyncio.to_thread(began.wait, 10)
-        assert await database.read(find_user, "default", ada.user.user_id) == ada.user
-        assert await database.read(find_user, "default", "eve") is None
-    finally:
-        may_end.set()
-        await writing
-    assert await database.read(find_user, "default", "eve") is not None
-
-
 async def test_check_passes_for_a_migrated_database(database: Database) -> None:
     await database.check()
 
 
-async def test_check_of_a_database_that_is_not_migrated_says_what_to_do(tmp_path: Path) -> None:
-    async with open_database(f"sqlite:///{tmp_path / 'empty.db'}") as database:
+async def test_check_of_a_database_that_is_not_migrated_says_what_to_do(empty_url: str) -> None:
+    async with open_database(empty_url) as database:
         with pytest.raises(StoreUnavailable, match="duologue migrate"):
             await database.check()
         with pytest.raises(StoreUnavailable):
@@ -124,37 +76,35 @@ async def test_url_of_an_unknown_database_is_refused() -> None:
         migrate("mysql://localhost/x")
 
 
-def test_folder_that_is_not_there_makes_the_store_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable):
-        migrate(f"sqlite:///{tmp_path / 'nowhere' / 'duologue.db'}")
+@pytest.mark.parametrize("url", ["no url", "postgresql://host:port/name", "postgresql://127.0.0.1:1/x?sslmode=often"])
+def test_url_that_cannot_be_read_is_refused(url: str) -> None:
+    with pytest.raises(StartRefused, match="DATABASE_URL"):
+        migrate(url)
 
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
-def test_migrated_schema_is_that_of_the_tables(database_url: str) -> None:
-    engine = sa.create_engine(database_url)
-    with engine.connect() as conn:
-        context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": True})
-        differences = compare_metadata(context, METADATA)
-        migrated = _statements(conn)
-    engine.dispose()
+def test_migrated_schema_is_that_of_the_tables(database_url: str, empty_url: str) -> None:
+    differences, migrated = run_once(database_url, _compared)
+    run_once(empty_url, METADATA.create_all)
     assert differences == []
-    assert migrated == _created_statements()
+    # Alembic compares no conditions and expressions of indexes.
+    assert migrated == run_once(empty_url, _indexes)
 
 
-def _created_statements() -> dict[str, str]:
-    """What the tables themselves would create, since Alembic compares no conditions and expressions of indexes."""
-    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
-    METADATA.create_all(engine)
-    with engine.connect() as conn:
-        statements = _statements(conn)
-    engine.dispose()
-    return statements
+def _compared(conn: Connection) -> tuple[list[object], dict[str, str]]:
+    context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": True})
+    return compare_metadata(context, METADATA), _indexes(conn)
 
 
-def _statements(conn: Connection) -> dict[str, str]:
-    rows = conn.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
-    return {name: " ".join(sql.split()) for name, sql in rows}
+def _indexes(conn: Connection) -> dict[str, str]:
+    """Return the statement that makes each index."""
+    if conn.dialect.name == "postgresql":
+        statement = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    else:
+        statement = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    rows = conn.exec_driver_sql(statement)
+    return {name: " ".join(text.split()) for name, text in rows if "alembic_version" not in text}
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -166,17 +116,18 @@ def test_migrating_again_changes_nothing(database_url: str) -> None:
     migrate(database_url)
 
 
-def test_migrating_at_once_from_several_threads_succeeds(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'raced.db'}"
-    commands = [[sys.executable, "-c", f"from duologue.store.migrate import migrate; migrate({url!r})"]] * 3
+def test_migrating_at_once_from_several_processes_succeeds(empty_url: str) -> None:
+    commands = [[sys.executable, "-c", f"from duologue.store.migrate import migrate; migrate({empty_url!r})"]] * 3
     running = [subprocess.Popen(command) for command in commands]
     assert [process.wait(60) for process in running] == [0, 0, 0]
 
 
+def _become_newer(conn: Connection) -> None:
+    conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+
 def test_database_of_a_newer_program_is_refused(database_url: str) -> None:
-    with sqlite3.connect(database_url.removeprefix("sqlite:///")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+    run_once(database_url, _become_newer)
     with pytest.raises(StartRefused):
         migrate(database_url)
 
@@ -187,6 +138,7 @@ def test_migration_that_has_nothing_to_do_does_not_import_alembic(database_url: 
     assert "alembic" not in done.stdout.split()
 
 
-def test_statements_of_the_migration_can_be_printed() -> None:
-    printed = migrate_sql("sqlite:///unused.db")
+@pytest.mark.parametrize("url", ["sqlite:///unused.db", "postgresql://nobody@nowhere/unused", "postgres://nowhere"])
+def test_statements_of_the_migration_can_be_printed(url: str) -> None:
+    printed = migrate_sql(url)
     assert all(f"CREATE TABLE {table}" in printed for table in METADATA.tables)

@@ -60,6 +60,11 @@ def test_claim_is_one_statement_that_counts_from_the_row_itself() -> None:
     assert "THEN messages.attempt" in text
 
 
+def test_handover_is_compared_with_the_databases_clock_on_postgresql_and_with_the_callers_on_sqlite() -> None:
+    assert "leaving_until <= CAST(extract(epoch FROM clock_timestamp()) * 1000" in replies._CLAIM.plan(POSTGRESQL).text
+    assert "leaving_until <= ?" in replies._CLAIM.plan(SQLITE).text
+
+
 def test_tables_can_be_created_on_postgresql() -> None:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     statements = [str(sa.schema.CreateTable(each).compile(dialect=dialect)) for each in METADATA.sorted_tables]
