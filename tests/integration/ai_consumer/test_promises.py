@@ -61,7 +61,7 @@ async def test_outcome_is_not_on_the_log_before_its_echo_is_applied(
 ) -> None:
     path = tmp_path / "duologue.db"
     shutil.copyfile(migrated, path)
-    async with open_pipeline(valkey, path, delivery_url=valkey_server.url) as pipeline:
+    async with open_pipeline(valkey, f"sqlite:///{path}", delivery_url=valkey_server.url) as pipeline:
         await pipeline.consumer()
         valkey_server.stop()
         await until(lambda: not pipeline.streams.connected)
@@ -82,7 +82,7 @@ async def test_redis_out_of_memory_holds_echo_and_outcome_back_and_loses_none(
     """An error of that kind is not about the data: nothing is set aside for it (rule Poison)."""
     path = tmp_path / "duologue.db"
     shutil.copyfile(migrated, path)
-    async with open_pipeline(valkey, path, delivery_url=valkey_server.url) as pipeline:
+    async with open_pipeline(valkey, f"sqlite:///{path}", delivery_url=valkey_server.url) as pipeline:
         await pipeline.relay()
         await pipeline.consumer()
         conversation = await pipeline.conversation()
