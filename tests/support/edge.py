@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from duologue.domain.records import CORRELATION_HEADER, INCOMING_TOPIC, MessageS
 from duologue.engines.redis import Redis
 from duologue.log.port import Log, LogConsumer, LogProducer, Partition
 from duologue.log.valkey_streams import open_streams_log
+from duologue.runner import HttpServer
 from duologue.store.database import Database, open_database
 from duologue.store.migrate import migrate
 from duologue.store.users import create_guest
@@ -159,7 +160,7 @@ async def _serving(edge: Edge, pings: tuple[float, float]) -> AsyncIterator[int]
         lifespan="off",
         log_config=None,
     )
-    server = _Server(config)
+    server = HttpServer(config)
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -168,18 +169,3 @@ async def _serving(edge: Edge, pings: tuple[float, float]) -> AsyncIterator[int]
     finally:
         server.should_exit = True
         await serving
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that leaves signals alone and tells when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[Any] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    def capture_signals(self) -> Any:
-        return nullcontext()

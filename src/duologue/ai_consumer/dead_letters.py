@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from duologue.log.dead_letters import storable
+from duologue.log.dead_letters import storable_record
 from duologue.log.port import LogRecord
 from duologue.store.dead_letters import DeadLetter
 from duologue.store.messages import StoredRequest
@@ -20,13 +20,7 @@ def dead_letter(
 ) -> DeadLetter:
     """Return what is kept of a record that was given up; `of` is its message, if it could be read."""
     return DeadLetter(
-        topic=record.partition.topic,
-        partition=record.partition.number,
-        offset=record.offset,
-        key=storable(record.key),
-        value=record.value,
-        headers={storable(name): storable(value) for name, value in record.headers.items()},
-        error=storable(error),
+        **storable_record(record, error),
         cause=cause,
         tries=tries,
         first_at=first_at,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypedDict
 
 import structlog
 
@@ -56,6 +56,31 @@ class DeadLetterBox:
         await until_done(
             lambda: self._producer.append(topic, record.key, record.value, headers), what="append_dead_letter"
         )
+
+
+class StorableRecord(TypedDict):
+    """A record that was given up, in the form in which the store takes it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    value: bytes
+    headers: dict[str, str]
+    error: str
+
+
+def storable_record(record: LogRecord, error: str) -> StorableRecord:
+    """Return what the store keeps of a record that was given up, and why."""
+    return StorableRecord(
+        topic=record.partition.topic,
+        partition=record.partition.number,
+        offset=record.offset,
+        key=storable(record.key),
+        value=record.value,
+        headers={storable(name): storable(value) for name, value in record.headers.items()},
+        error=storable(error),
+    )
 
 
 def storable(text: str) -> str:

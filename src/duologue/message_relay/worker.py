@@ -19,7 +19,7 @@ from duologue.domain.ids import UserKey
 from duologue.domain.records import RESPONSES_TOPIC, OutcomeRecord, decode_outcome
 from duologue.engines.redis import RedisCommandError
 from duologue.log.committer import Delivery, Holding
-from duologue.log.dead_letters import DeadLetterBox, storable
+from duologue.log.dead_letters import DeadLetterBox, storable_record
 from duologue.log.intake import Intake
 from duologue.log.port import Log, LogRecord, Partition
 from duologue.log.role_tasks import RoleTasks, role_tasks
@@ -145,13 +145,7 @@ class MessageRelay:
     async def _keep(self, record: LogRecord, error: str, cause: str) -> None:
         now = self._clock()
         letter = DeadLetter(
-            topic=record.partition.topic,
-            partition=record.partition.number,
-            offset=record.offset,
-            key=storable(record.key),
-            value=record.value,
-            headers={storable(name): storable(value) for name, value in record.headers.items()},
-            error=storable(error),
+            **storable_record(record, error),
             cause=cause,
             tries=1,
             first_at=now,
