@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import structlog
 from confluent_kafka import KafkaException
@@ -20,8 +19,6 @@ from duologue.log.until_done import until_done
 
 _log = structlog.get_logger(__name__)
 
-LINGER_MS: Final = 1.0
-
 
 @asynccontextmanager
 async def open_kafka_log(options: KafkaOptions) -> AsyncIterator[KafkaLog]:
@@ -32,7 +29,7 @@ async def open_kafka_log(options: KafkaOptions) -> AsyncIterator[KafkaLog]:
     """
     topics = KafkaTopics(options)
     try:
-        producer = KafkaProducer(options.producer(LINGER_MS), topic_prefix=options.topic_prefix)
+        producer = KafkaProducer(options.producer(), topic_prefix=options.topic_prefix)
     except KafkaException as error:
         raise StartRefused(f"Kafka's client refuses its settings: {error.args[0].str()}") from error
     async with producer:

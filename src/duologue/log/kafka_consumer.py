@@ -11,7 +11,7 @@ from typing import Any, Self
 import structlog
 
 from duologue.domain.errors import LogUnavailable, OwnershipLost
-from duologue.log.kafka_reader import Change, Commit, Reader
+from duologue.log.kafka_reader import Commit, Reader, Revocation
 from duologue.log.kafka_thread import Mailbox, run_in_thread
 from duologue.log.port import LogRecord, Partition, PartitionListener
 from duologue.observability import metrics
@@ -40,8 +40,8 @@ class KafkaConsumer:
         self._owned: set[Partition] = set()
         self._committed: dict[Partition, int] = {}
         self._waiters: set[asyncio.Future[None]] = set()
-        # The thread waits for each change to be heard before it tells the next, but for late listeners: it stays short.
-        self._changes: asyncio.Queue[tuple[Callable[[], Awaitable[None]], Change]] = asyncio.Queue()
+        # As long as the rebalances that one slow call of the listener outlasts: some.
+        self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._unheard = 0
         self._away: str | None = None
         self._lost = False
@@ -118,37 +118,36 @@ class KafkaConsumer:
         self._unread.extend(records)
         self._news.set()
 
-    def assigned(self, change: Change) -> None:
-        self._owned.update(change.partitions)
+    def assigned(self, partitions: Sequence[Partition]) -> None:
+        self._owned.update(partitions)
 
         async def hear() -> None:
-            if change.partitions:
-                await self._listener.on_assigned(change.partitions)
+            if partitions:
+                await self._listener.on_assigned(partitions)
             self._joined = True
 
-        self._tell(hear, change)
+        self._tell(hear)
 
-    def revoked(self, change: Change) -> None:
-        self._drop(change.partitions)
+    def revoked(self, revocation: Revocation) -> None:
+        self._drop(revocation.partitions)
 
         async def hear() -> None:
-            try:
-                await self._listener.on_revoked(change.partitions)
-            finally:
-                self._owned.difference_update(change.partitions)
+            await self._listener.on_revoked(revocation.partitions)
+            self._owned.difference_update(revocation.partitions)
+            self._reader.ask(revocation)
 
-        self._tell(hear, change)
+        self._tell(hear)
 
-    def lost(self, change: Change) -> None:
+    def lost(self, partitions: Sequence[Partition]) -> None:
         self._lost = True
         self._owned.clear()
-        self._drop(change.partitions)
+        self._drop(partitions)
 
         async def hear() -> None:
-            if change.partitions:
-                await self._listener.on_lost(change.partitions)
+            if partitions:
+                await self._listener.on_lost(partitions)
 
-        self._tell(hear, change)
+        self._tell(hear)
 
     def away(self, reason: str | None) -> None:
         self._away = None if reason is None else f"Kafka cannot be reached: {reason}"
@@ -168,16 +167,15 @@ class KafkaConsumer:
 
     # Within the loop
 
-    def _tell(self, call: Callable[[], Awaitable[None]], change: Change) -> None:
+    def _tell(self, change: Callable[[], Awaitable[None]]) -> None:
         self._unheard += 1
-        self._changes.put_nowait((call, change))
+        self._changes.put_nowait(change)
 
     async def _hear_changes(self) -> None:
         while True:
-            call, change = await self._changes.get()
-            await call()
+            change = await self._changes.get()
+            await change()
             self._unheard -= 1
-            self._reader.ask(change)
             self._news.set()
 
     def _take(self, max_records: int) -> list[LogRecord]:

@@ -24,8 +24,9 @@ _REPEAT_SECONDS: Final = 10.0
 class KafkaOptions:
     """Where Kafka is and how it is used; the settings `KAFKA_…` explain most of them.
 
-    `timeout_seconds` is the longest wait for an append. `instance_id` makes consumers static members of their group:
-    a later one with the same id takes over at once, and one that ends keeps its place for `session_timeout_seconds`.
+    `timeout_seconds` is the longest wait for an append; `linger_ms` what a record waits for others to go with it, which
+    spares the broker work and costs the time. `instance_id` makes consumers static members of their group: a later one
+    with the same id takes over at once, and one that ends keeps its place for `session_timeout_seconds`.
     """
 
     bootstrap_servers: str
@@ -36,6 +37,8 @@ class KafkaOptions:
     client_id: str = "duologue"
     timeout_seconds: float = 5.0
     session_timeout_seconds: float = 6.0
+    max_poll_seconds: float = 300.0
+    linger_ms: float = 0.0
     instance_id: str = ""
     security: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -71,14 +74,14 @@ class KafkaOptions:
             **self.security,
         }
 
-    def producer(self, linger_ms: float) -> dict[str, Any]:
+    def producer(self) -> dict[str, Any]:
         """Return the configuration of the producer: whatever it reports as delivered is on the log once, in order."""
         return {
             **self.client(),
             "enable.idempotence": True,
             "acks": "all",
             "compression.type": "lz4",
-            "linger.ms": linger_ms,
+            "linger.ms": self.linger_ms,
             # A request under way is looked at for its time-out once a second, so the report may come that much later.
             "message.timeout.ms": int(
                 1000 * max(self.timeout_seconds - _TIMEOUT_SCAN_SECONDS, self.timeout_seconds / 2)
@@ -101,6 +104,8 @@ class KafkaOptions:
             "session.timeout.ms": session_ms,
             # The owners hear of a rebalance with their next heartbeat: this is what a new consumer waits for them.
             "heartbeat.interval.ms": min(1000, session_ms // 3),
+            # The thread polls without end, so this ends a consumer only whose process hangs.
+            "max.poll.interval.ms": int(self.max_poll_seconds * 1000),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Self
@@ -84,19 +85,27 @@ class KafkaProducer:
             self._mailbox.flush()
             if self._broken:
                 self._replace()
-        self._settle_all()
+        self._settle_all(self.client)
 
     def _replace(self) -> None:
         """Go on with a new producer: one that has failed fatally (it lost track of its sequence) takes nothing more."""
-        self._settle_all()
         self._broken = False
-        self.client = Producer(self._config)
+        old, new = self.client, Producer(self._config)
+        used = threading.Event()
+        self._mailbox.add(partial(self._use, new, used))
+        self._mailbox.flush()
+        used.wait()  # an append that still found the old one would wait for ever for a report that nobody hears
+        self._settle_all(old)
 
-    def _settle_all(self) -> None:
+    def _use(self, client: Producer, used: threading.Event) -> None:
+        self.client = client
+        used.set()
+
+    def _settle_all(self, client: Producer) -> None:
         """Wait shortly for what is under way, and call the rest failed; it may be on the log nevertheless."""
-        if self.client.flush(_LAST_SECONDS):
-            self.client.purge()
-            self.client.flush(_LAST_SECONDS)
+        if client.flush(_LAST_SECONDS):
+            client.purge()
+            client.flush(_LAST_SECONDS)
         self._mailbox.flush()
 
 

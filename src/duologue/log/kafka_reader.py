@@ -6,6 +6,7 @@ its calls, so the thread polls without end: with partitions paused while nobody 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +27,6 @@ _BATCH: Final = 256
 _FULL_RECORDS: Final = 2048
 _FULL_BYTES: Final = 16 * 1024 * 1024
 _REVOKE_SECONDS: Final = 1.0
-_LISTENER_SECONDS: Final = 10.0
 _PROBE_SECONDS: Final = 1.0
 
 _FENCED: Final = frozenset(
@@ -44,24 +44,24 @@ class Sink(Protocol):
     """The consumer's side in the event loop; the thread leaves calls of these in the mailbox."""
 
     def take_in(self, records: list[LogRecord], size: int) -> None: ...
-    def assigned(self, change: Change) -> None: ...
-    def revoked(self, change: Change) -> None: ...
-    def lost(self, change: Change) -> None: ...
+    def assigned(self, partitions: Sequence[Partition]) -> None: ...
+    def revoked(self, revocation: Revocation) -> None: ...
+    def lost(self, partitions: Sequence[Partition]) -> None: ...
     def away(self, reason: str | None) -> None: ...
     def committed(self, commit: Commit, error: Exception | None) -> None: ...
 
 
-class Change(NamedTuple):
-    """Partitions gained, given up or lost."""
+class Revocation(NamedTuple):
+    """Partitions that are given up. The loop hands it back when the listener has heard of it."""
 
     partitions: Sequence[Partition]
 
 
 class Commit(NamedTuple):
-    """Offsets to commit, and what waits for it in the loop."""
+    """Offsets to commit, and what waits for the answer in the loop."""
 
     offsets: Mapping[Partition, int]
-    waiter: Any
+    waiter: asyncio.Future[None]
 
 
 class Room:
@@ -91,7 +91,7 @@ class Reader:
         self._prefix = prefix
         self._mailbox = mailbox
         self._sink = sink
-        self._requests: SimpleQueue[Commit | Change] = SimpleQueue()
+        self._requests: SimpleQueue[Commit | Revocation] = SimpleQueue()
         self._waiting: list[Commit] = []
         self._committing: Commit | None = None
         self._owned: dict[Partition, int] = {}
@@ -105,8 +105,8 @@ class Reader:
         self.stopping = False
         self.room = Room()
 
-    def ask(self, request: Commit | Change) -> None:
-        """Ask, in the loop, for a commit, or tell that the listener has heard of a change."""
+    def ask(self, request: Commit | Revocation) -> None:
+        """Ask, in the loop, for a commit, or hand a revocation back."""
         self._requests.put(request)
 
     def run(self) -> None:
@@ -268,15 +268,13 @@ class Reader:
         self._assignments += 1
         self._owned.update(dict.fromkeys(gained, self._assignments))
         self._set_away(None)
-        change = Change(gained)
-        self._tell(partial(self._sink.assigned, change), change, _LISTENER_SECONDS)
+        self._mailbox.add(partial(self._sink.assigned, gained))
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         going = [partition for partition in self._partitions(partitions) if partition in self._owned]
         if not going:
             return  # the listener has heard that it was lost
-        change = Change(going)
-        self._tell(partial(self._sink.revoked, change), change, _REVOKE_SECONDS)
+        self._let_go(Revocation(going))
         if resting := self._resting & frozenset(going):
             self._client.resume(self._named(resting))  # librdkafka would remember the pause for the next time
             self._resting -= resting
@@ -293,18 +291,16 @@ class Reader:
             return
         self._ended = True
         _log.warning("log_ownership_lost", topic=self._topic, reason=reason)
-        change = Change(list(self._owned))
+        self._mailbox.add(partial(self._sink.lost, list(self._owned)))
         self._owned.clear()
-        self._tell(partial(self._sink.lost, change), change, _LISTENER_SECONDS)
 
-    def _tell(self, call: Any, change: Change, seconds: float) -> None:
-        """Let the listener hear of a change and wait for it, doing the commits that it asks for."""
-        self._mailbox.add(call)
-        self._mailbox.flush()
+    def _let_go(self, revocation: Revocation) -> None:
+        """Wait until the listener has heard of a revocation, doing the commits that it asks for, but not for long."""
+        self._mailbox.add(partial(self._sink.revoked, revocation))
         for commit in self._waiting:
             self._commit_now(commit)
         self._waiting.clear()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + _REVOKE_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             self._mailbox.flush()
             try:
@@ -313,9 +309,9 @@ class Reader:
                 break
             if isinstance(request, Commit):
                 self._commit_now(request)
-            elif request is change:
+            elif request is revocation:
                 return
-        _log.warning("log_listener_late", topic=self._topic, seconds=seconds)
+        _log.warning("log_listener_late", topic=self._topic, seconds=_REVOKE_SECONDS)
 
     def _partitions(self, partitions: list[TopicPartition]) -> list[Partition]:
         return [Partition(self._topic, each.partition) for each in partitions]
