@@ -72,7 +72,6 @@ class Room:
         self.taken_records = self.taken_bytes = 0
         self._full = False
 
-    @property
     def full(self) -> bool:
         """Whether reading is to rest: from the bound on, until a quarter of it is left."""
         bound = 1 if not self._full else 4
@@ -181,7 +180,7 @@ class Reader:
     def _steer(self) -> None:
         """Pause in librdkafka what is not to be read now, and resume what is."""
         owned = frozenset(self._owned)
-        wanted = owned if self.room.full else self.paused & owned
+        wanted = owned if self.room.full() else self.paused & owned
         if wanted != self._resting:
             if resumed := self._resting & owned - wanted:
                 self._client.resume(self._named(resumed))
