@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.kafka_server import KafkaMissing, KafkaServer
 from tests.support.postgres import NoPostgres, PostgresServer
 from tests.support.valkey import ValkeyServer
 
@@ -81,3 +82,26 @@ def _postgres() -> Iterator[PostgresServer]:
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def session_kafka() -> Iterator[KafkaServer]:
+    """The Kafka that tests share. Take `kafka` instead: it runs."""
+    with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
+        try:
+            server = KafkaServer(Path(folder))
+        except KafkaMissing as missing:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"needs Kafka: {missing}")
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def kafka(session_kafka: KafkaServer) -> Iterator[KafkaServer]:
+    """A running Kafka, which a test may stop, kill and pause. It holds what others left under their own prefixes."""
+    session_kafka.restore()
+    yield session_kafka
+    session_kafka.restore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,15 @@ from duologue.config import Settings
 from duologue.delivery.hub import Hub
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
-from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
+from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable
 from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.valkey import bundled_valkey
 from duologue.llm.builtin import open_builtin
 from duologue.llm.openai_compatible import ModelTimeouts, open_openai_compatible
 from duologue.llm.port import LanguageModel
+from duologue.log.kafka import open_kafka_log
+from duologue.log.kafka_options import KafkaOptions
 from duologue.log.port import Log
 from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
@@ -77,7 +79,6 @@ async def run_embedded(settings: Settings) -> None:
     began = time.monotonic()
     configure_logging(level=settings.log_level, form=settings.log_format, server_id=settings.server_id)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # its own annotation is missing
-    _check_supported(settings)
     raise_file_limit()
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(locked_data_dir(settings.data_dir))
@@ -112,11 +113,6 @@ def migrate_database(settings: Settings, *, sql: bool) -> None:
         print("The database is up to date.")  # noqa: T201
 
 
-def _check_supported(settings: Settings) -> None:
-    if settings.kafka_bootstrap_servers:
-        raise StartRefused("KAFKA_BOOTSTRAP_SERVERS is set, and this version has no Kafka log yet: remove it")
-
-
 def _secret(settings: Settings, data_dir: Path) -> str:
     given = settings.jwt_secret.get_secret_value()
     return checked_secret(given) if given else secret_of(data_dir)
@@ -132,16 +128,23 @@ async def _open_engines(settings: Settings, data_dir: Path) -> AsyncIterator[Eng
         try:
             shared_url = _redis_url(settings)
             redis_url = shared_url or await stack.enter_async_context(bundled_valkey(data_dir))
-            # Whoever holds the data folder holds the bundled Valkey: what its log's lock names is dead. A shared one's
-            # owner may be alive.
-            log = await stack.enter_async_context(
-                open_streams_log(redis_url, takeover=not shared_url, timeout_seconds=settings.log_timeout_seconds)
-            )
+            log = await stack.enter_async_context(_open_log(settings, redis_url))
             redis = await stack.enter_async_context(Redis(redis_url, name="delivery", scripts=UserStreams.scripts))
         finally:
             await migration
         database = await stack.enter_async_context(open_database(database_url, pool_size=settings.database_pool_size))
-        yield Engines(redis_url, redis, UserStreams(redis, durable=True), log, database, model)
+        # Of a Redis that is not the log's nobody has checked that it keeps every write (rule Epoch).
+        durable = not shared_url or not settings.kafka_bootstrap_servers
+        yield Engines(redis_url, redis, UserStreams(redis, durable=durable), log, database, model)
+
+
+def _open_log(settings: Settings, redis_url: str) -> AbstractAsyncContextManager[Log]:
+    if settings.kafka_bootstrap_servers:
+        return open_kafka_log(KafkaOptions.of(settings))
+    # Whoever holds the data folder holds the bundled Valkey: what its log's lock names is dead. A shared one's owner
+    # may be alive.
+    takeover = not _redis_url(settings)
+    return open_streams_log(redis_url, takeover=takeover, timeout_seconds=settings.log_timeout_seconds)
 
 
 def _redis_url(settings: Settings) -> str:
@@ -271,13 +274,14 @@ def _announce(settings: Settings, port: int, engines: Engines, data_dir: Path, b
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     model = "built in" if settings.builtin_model else settings.openai_base_url or "OpenAI"
-    log = "bundled Valkey" if not _redis_url(settings) else "Redis"
+    redis = "bundled Valkey" if not _redis_url(settings) else "Redis"
+    log = f"Kafka (log), {redis} (delivery)" if settings.kafka_bootstrap_servers else f"{redis} (log and delivery)"
     store = settings.database_url.partition(":")[0] or "SQLite"
     lines = [
         f"{settings.app_name} {__version__} is ready after {time.monotonic() - began:.1f} s.",
         f"  Open      {url}",
         f"  Model     {engines.model.name} ({model}), {settings.workers} replies at once",
-        f"  Runs on   {log} (log and delivery), {store} (store); data in {data_dir}",
+        f"  Runs on   {log}, {store} (store); data in {data_dir}",
         f"  Terminal  duologue chat{'' if port == 8080 else f' --url {url}'}",
         "  Ctrl-C finishes what was accepted and stops; a second one stops at once.",
     ]

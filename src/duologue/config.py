@@ -62,6 +62,34 @@ class Settings(BaseSettings):
     )
     database_pool_size: int = _setting(10, "Connections of one process to PostgreSQL at most.", "Engines", ge=1)
 
+    # Kafka
+    kafka_partitions: int = _setting(
+        12, "Partitions of each topic: the most consumers that share its work. Never to be changed.", "Kafka", ge=1
+    )
+    kafka_replication_factor: int = _setting(1, "Brokers that hold a copy of each record.", "Kafka", ge=1)
+    kafka_min_insync_replicas: int = _setting(
+        0, "Copies that must be written before a record counts as written; 0: all but one, at least one.", "Kafka", ge=0
+    )
+    kafka_topic_prefix: str = _setting(
+        "", "What the names of topics and consumer groups begin with, in a Kafka shared with others.", "Kafka"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = _setting(
+        "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.", "Kafka"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = _setting(
+        "SCRAM-SHA-512", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.", "Kafka"
+    )
+    kafka_sasl_username: str = _setting("", "User of Kafka, with SASL.", "Kafka")
+    kafka_sasl_password: SecretStr = _setting(SecretStr(""), "Password of that user.", "Kafka")
+    kafka_ssl_ca_location: str = _setting(
+        "",
+        "File with the certificate authorities that Kafka's certificate is checked against; empty: the system's.",
+        "Kafka",
+    )
+    kafka_ssl_certificate_location: str = _setting("", "File with this client's certificate, if Kafka asks.", "Kafka")
+    kafka_ssl_key_location: str = _setting("", "File with the key of that certificate.", "Kafka")
+    kafka_ssl_key_password: SecretStr = _setting(SecretStr(""), "Password of that key.", "Kafka")
+
     # Model
     openai_api_key: SecretStr = _setting(SecretStr(""), "Key of the provider.", "Model")
     openai_base_url: str = _setting(
