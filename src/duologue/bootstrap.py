@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final, Literal, get_args
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import disable_created_metrics
 
 from duologue import __version__
@@ -25,7 +26,7 @@ from duologue.config import Settings
 from duologue.delivery.hub import Hub
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
-from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable
+from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
 from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.valkey import bundled_valkey
@@ -38,14 +39,18 @@ from duologue.log.port import Log
 from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
 from duologue.observability.logging import configure_logging
-from duologue.runner import Runner, bind, http_server, raise_file_limit
-from duologue.store.database import Database, open_database
+from duologue.runner import Role, Runner, bind, http_server, raise_file_limit
+from duologue.store.database import Database, backend_of, open_database
 from duologue.store.migrate import migrate, migrate_sql
-from duologue.websocket_server import app as sockets
+from duologue.websocket_server import app as socket_routes
 from duologue.websocket_server.server import WebSocketServer
 from duologue.websocket_server.transport import SocketProtocol
 
 _log = structlog.get_logger(__name__)
+
+
+RoleName = Literal["websocket-server", "ai-consumer", "message-relay", "api"]
+ROLES: Final[tuple[RoleName, ...]] = get_args(RoleName)
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,18 @@ class Engines:
     streams: UserStreams
     log: Log
     database: Database
-    model: LanguageModel
 
 
 @dataclass(frozen=True)
-class Roles:
-    """Every role of the embedded mode."""
+class Part:
+    """What one role brings into its process."""
 
-    consumer: AiConsumer
-    relay: MessageRelay
-    sockets: WebSocketServer
+    role: Role | None
+    """What runs; None for one that only answers requests."""
+    checks: Mapping[str, health.Check]
+    """What `/ready` looks at beside the engines."""
+    routers: Sequence[APIRouter] = ()
+    root_routers: Sequence[APIRouter] = ()
 
 
 async def run_embedded(settings: Settings) -> None:
@@ -77,23 +84,60 @@ async def run_embedded(settings: Settings) -> None:
         Permanent: a role cannot go on.
     """
     began = time.monotonic()
-    configure_logging(level=settings.log_level, form=settings.log_format, server_id=settings.server_id)
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # its own annotation is missing
-    raise_file_limit()
+    _set_up_process(settings)
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(locked_data_dir(settings.data_dir))
         listener = stack.enter_context(bind(settings.host, settings.port))
         secret = _secret(settings, data_dir)
-        engines = await stack.enter_async_context(_open_engines(settings, data_dir))
-        hub = await stack.enter_async_context(Hub(engines.redis_url, engines.streams))
-        roles = _roles(settings, engines, hub, secret)
+        model = await stack.enter_async_context(_open_model(settings, data_dir / "model.log"))
+        engines = await stack.enter_async_context(_open_own_engines(settings, data_dir))
+        sockets, server = await stack.enter_async_context(_websocket_server(settings, engines, secret))
+        parts = [
+            _ai_consumer(settings, engines, model),
+            _message_relay(settings, engines),
+            sockets,
+            _api(settings, engines, secret),
+        ]
         runner = Runner(
-            roles=[roles.consumer, roles.relay, roles.sockets],
-            server=http_server(_embedded_app(settings, engines, roles, secret), settings, SocketProtocol),
+            roles=[part.role for part in parts if part.role is not None],
+            server=http_server(_app("duologue", settings, engines, parts, server), settings, SocketProtocol),
             listener=listener,
             drain_seconds=settings.drain_seconds,
-            on_ready=partial(_announce, settings, listener.getsockname()[1], engines, data_dir, began),
-            on_drain=roles.sockets.stop_taking,
+            on_ready=partial(_announce, settings, listener.getsockname()[1], model, data_dir, began),
+            on_drain=server.stop_taking,
+        )
+        await runner.run()
+
+
+async def run_role(name: RoleName, settings: Settings) -> None:
+    """Run one role in this process, on engines that others share, until a signal ends it.
+
+    Raises:
+        StartRefused: something is missing in the settings, or they are not valid; the message says what.
+        Permanent: the role cannot go on.
+    """
+    _set_up_process(settings)
+    secret = _shared_secret(settings)
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(bind(settings.host, settings.port))
+        engines = await stack.enter_async_context(_open_engines(settings, _redis_url(settings), settings.database_url))
+        server: WebSocketServer | None = None
+        match name:
+            case "websocket-server":
+                part, server = await stack.enter_async_context(_websocket_server(settings, engines, secret))
+            case "ai-consumer":
+                part = _ai_consumer(settings, engines, await stack.enter_async_context(_open_model(settings, None)))
+            case "message-relay":
+                part = _message_relay(settings, engines)
+            case "api":
+                part = _api(settings, engines, secret)
+        runner = Runner(
+            roles=[part.role] if part.role is not None else [],
+            server=http_server(_app(name, settings, engines, [part], server), settings, SocketProtocol),
+            listener=listener,
+            drain_seconds=settings.drain_seconds,
+            on_ready=partial(_log.info, "started", role=name, port=listener.getsockname()[1], version=__version__),
+            on_drain=server.stop_taking if server is not None else lambda: None,
         )
         await runner.run()
 
@@ -105,7 +149,7 @@ def migrate_database(settings: Settings, *, sql: bool) -> None:
         StartRefused: no adapter knows the database, or the data folder cannot be used.
         StoreUnavailable: it cannot be reached.
     """
-    url = _database_url(settings, made_data_dir(settings.data_dir))
+    url = settings.database_url or _database_in(made_data_dir(settings.data_dir))
     if sql:
         print(migrate_sql(url))  # noqa: T201  # this is the command's output
     else:
@@ -113,29 +157,83 @@ def migrate_database(settings: Settings, *, sql: bool) -> None:
         print("The database is up to date.")  # noqa: T201
 
 
+def _set_up_process(settings: Settings) -> None:
+    configure_logging(level=settings.log_level, form=settings.log_format, server_id=settings.server_id)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # its own annotation is missing
+    raise_file_limit()
+
+
+# What is given, and what is missing
+
+
 def _secret(settings: Settings, data_dir: Path) -> str:
     given = settings.jwt_secret.get_secret_value()
     return checked_secret(given) if given else secret_of(data_dir)
 
 
+def _shared_secret(settings: Settings) -> str:
+    """Return the key that all processes sign with, once it is sure that they share everything else too.
+
+    Raises:
+        StartRefused: something is missing; the message names all of it.
+    """
+    missing = list(_missing(settings))
+    if missing:
+        raise StartRefused("a role by itself needs what it shares with the others:\n  " + "\n  ".join(missing))
+    return checked_secret(settings.jwt_secret.get_secret_value())
+
+
+def _missing(settings: Settings) -> Iterator[str]:
+    if not settings.jwt_secret.get_secret_value():
+        yield "JWT_SECRET: the key that signs tokens, 32 characters or more, the same in every process"
+    if not _redis_url(settings):
+        yield "REDIS_URL (or REDIS_HOST): the Redis or Valkey of all processes"
+        if not settings.kafka_bootstrap_servers:
+            yield "KAFKA_BOOTSTRAP_SERVERS: the log; without it the log is Streams in that Redis"
+    if not settings.database_url:
+        yield "DATABASE_URL: the PostgreSQL of all processes"
+    elif backend_of(settings.database_url) != "postgresql":
+        yield "DATABASE_URL: a PostgreSQL; SQLite is for one process"
+
+
+def _redis_url(settings: Settings) -> str:
+    if settings.redis_url or not settings.redis_host:
+        return settings.redis_url
+    return f"redis://{settings.redis_host}:{settings.redis_port}"
+
+
+def _database_in(data_dir: Path) -> str:
+    return f"sqlite:///{data_dir / 'duologue.db'}"
+
+
+# Engines
+
+
 @asynccontextmanager
-async def _open_engines(settings: Settings, data_dir: Path) -> AsyncIterator[Engines]:
-    """Open every engine; those that start take their time side by side."""
+async def _open_own_engines(settings: Settings, data_dir: Path) -> AsyncIterator[Engines]:
+    """Open every engine, those that this process brings itself too; the slow ones take their time side by side."""
     async with AsyncExitStack() as stack:
-        model = await stack.enter_async_context(_open_model(settings, data_dir))
-        database_url = _database_url(settings, data_dir)
+        database_url = settings.database_url or _database_in(data_dir)
         migration = asyncio.create_task(asyncio.to_thread(migrate, database_url), name="migrate")
         try:
-            shared_url = _redis_url(settings)
-            redis_url = shared_url or await stack.enter_async_context(bundled_valkey(data_dir))
-            log = await stack.enter_async_context(_open_log(settings, redis_url))
-            redis = await stack.enter_async_context(Redis(redis_url, name="delivery", scripts=UserStreams.scripts))
+            redis_url = _redis_url(settings) or await stack.enter_async_context(bundled_valkey(data_dir))
         finally:
             await migration
+        yield await stack.enter_async_context(_open_engines(settings, redis_url, database_url))
+
+
+@asynccontextmanager
+async def _open_engines(settings: Settings, redis_url: str, database_url: str) -> AsyncIterator[Engines]:
+    """Open the engines at these addresses. A shared one may be away: what needs it waits for it."""
+    shared = bool(_redis_url(settings))
+    async with AsyncExitStack() as stack:
+        log = await stack.enter_async_context(_open_log(settings, redis_url))
+        redis = Redis(redis_url, name="delivery", scripts=UserStreams.scripts, may_be_away=shared)
+        await stack.enter_async_context(redis)
         database = await stack.enter_async_context(open_database(database_url, pool_size=settings.database_pool_size))
         # Of a Redis that is not the log's nobody has checked that it keeps every write (rule Epoch).
-        durable = not shared_url or not settings.kafka_bootstrap_servers
-        yield Engines(redis_url, redis, UserStreams(redis, durable=durable), log, database, model)
+        durable = not shared or not settings.kafka_bootstrap_servers
+        yield Engines(redis_url, redis, UserStreams(redis, durable=durable), log, database)
 
 
 def _open_log(settings: Settings, redis_url: str) -> AbstractAsyncContextManager[Log]:
@@ -147,18 +245,8 @@ def _open_log(settings: Settings, redis_url: str) -> AbstractAsyncContextManager
     return open_streams_log(redis_url, takeover=takeover, timeout_seconds=settings.log_timeout_seconds)
 
 
-def _redis_url(settings: Settings) -> str:
-    if settings.redis_url or not settings.redis_host:
-        return settings.redis_url
-    return f"redis://{settings.redis_host}:{settings.redis_port}"
-
-
-def _database_url(settings: Settings, data_dir: Path) -> str:
-    return settings.database_url or f"sqlite:///{data_dir / 'duologue.db'}"
-
-
 @asynccontextmanager
-async def _open_model(settings: Settings, data_dir: Path) -> AsyncIterator[LanguageModel]:
+async def _open_model(settings: Settings, builtin_log: Path | None) -> AsyncIterator[LanguageModel]:
     timeouts = ModelTimeouts(
         connect=settings.model_connect_timeout_seconds,
         first_token=settings.model_first_token_timeout_seconds,
@@ -166,7 +254,7 @@ async def _open_model(settings: Settings, data_dir: Path) -> AsyncIterator[Langu
         whole=settings.model_total_timeout_seconds,
     )
     if settings.builtin_model:
-        async with open_builtin(timeouts=timeouts, log_file=data_dir / "model.log") as builtin:
+        async with open_builtin(timeouts=timeouts, log_file=builtin_log) as builtin:
             yield builtin
         return
     async with open_openai_compatible(
@@ -178,27 +266,47 @@ async def _open_model(settings: Settings, data_dir: Path) -> AsyncIterator[Langu
         yield provider
 
 
-def _roles(settings: Settings, engines: Engines, hub: Hub, secret: str) -> Roles:
+# Roles
+
+
+@asynccontextmanager
+async def _websocket_server(
+    settings: Settings, engines: Engines, secret: str
+) -> AsyncIterator[tuple[Part, WebSocketServer]]:
+    async with Hub(engines.redis_url, engines.streams, may_be_away=bool(_redis_url(settings))) as hub:
+        server = WebSocketServer(
+            settings,
+            producer=engines.log.producer,
+            hub=hub,
+            streams=engines.streams,
+            database=engines.database,
+            verifier=TokenVerifier(secret),
+        )
+
+        async def feed() -> None:
+            if not hub.ready:
+                raise RedisUnavailable("publications do not reach this process")
+
+        async def taking() -> None:
+            if server.draining:
+                raise Retryable("it is draining")
+
+        yield Part(server, {"feed": feed, server.name: taking}, root_routers=[socket_routes.router(server)]), server
+
+
+def _ai_consumer(settings: Settings, engines: Engines, model: LanguageModel) -> Part:
     consumer = AiConsumer(
-        log=engines.log,
-        database=engines.database,
-        streams=engines.streams,
-        model=engines.model,
-        settings=settings,
+        log=engines.log, database=engines.database, streams=engines.streams, model=model, settings=settings
     )
+    return Part(consumer, {"model": partial(_model_state, model), consumer.name: partial(_owner, consumer)})
+
+
+def _message_relay(settings: Settings, engines: Engines) -> Part:
     relay = MessageRelay(log=engines.log, database=engines.database, streams=engines.streams, settings=settings)
-    server = WebSocketServer(
-        settings,
-        producer=engines.log.producer,
-        hub=hub,
-        streams=engines.streams,
-        database=engines.database,
-        verifier=TokenVerifier(secret),
-    )
-    return Roles(consumer, relay, server)
+    return Part(relay, {relay.name: partial(_owner, relay)})
 
 
-def _embedded_app(settings: Settings, engines: Engines, roles: Roles, secret: str) -> FastAPI:
+def _api(settings: Settings, engines: Engines, secret: str) -> Part:
     database, verifier = engines.database, TokenVerifier(secret)
     signed_in = SignedIn(database, verifier, wall_clock)
     tokens = accounts.router(
@@ -208,56 +316,48 @@ def _embedded_app(settings: Settings, engines: Engines, roles: Roles, secret: st
         issuer=TokenIssuer(secret),
         verifier=verifier,
     )
+    return Part(
+        None,
+        {},
+        routers=[tokens, characters.router(database, signed_in), conversations.router(database, signed_in)],
+        root_routers=[characters.open_router(database, signed_in), page.router()],
+    )
+
+
+def _app(
+    service: str, settings: Settings, engines: Engines, parts: Sequence[Part], server: WebSocketServer | None
+) -> FastAPI:
+    """Compose what a process serves: its parts', and the operations that every process has."""
+    checks: dict[str, health.Check] = {
+        "store": engines.database.check,
+        "redis": partial(_redis_answers, engines.redis),
+        "log": engines.log.check,
+    }
+    for part in parts:
+        checks |= part.checks
     operations = health.router(
-        service="duologue",
+        service=service,
         server_id=settings.server_id,
-        checks=_checks(engines, roles),
-        connections=lambda: {"connections": roles.sockets.connections, "users": roles.sockets.users},
+        checks=checks,
+        connections=lambda: {} if server is None else {"connections": server.connections, "users": server.users},
     )
     return create_app(
         title=settings.app_name,
-        routers=[
-            tokens,
-            characters.router(database, signed_in),
-            conversations.router(database, signed_in),
-            operations,
-        ],
-        root_routers=[
-            sockets.router(roles.sockets),
-            characters.open_router(database, signed_in),
-            page.router(),
-        ],
+        routers=[*(router for part in parts for router in part.routers), operations],
+        root_routers=[router for part in parts for router in part.root_routers],
     )
 
 
-def _checks(engines: Engines, roles: Roles) -> dict[str, Callable[[], Awaitable[str | None]]]:
-    """Return how `/ready` looks at each part. A model that loads or fails holds nothing up: messages are taken."""
+# What `/ready` looks at
 
-    async def redis() -> None:
-        await engines.redis.call("PING")
 
-    async def feed() -> None:
-        if not roles.sockets.hub.ready:
-            raise RedisUnavailable("publications do not reach this process")
+async def _redis_answers(redis: Redis) -> None:
+    await redis.call("PING")
 
-    async def websocket_server() -> None:
-        if roles.sockets.draining:
-            raise Retryable("it is draining")
 
-    async def owner(role: AiConsumer | MessageRelay) -> None:
-        if not role.assigned:
-            raise OwnershipLost("it does not own its part of the log")
-
-    return {
-        "store": engines.database.check,
-        "redis": redis,
-        "log": engines.log.check,
-        "model": partial(_model_state, engines.model),
-        "feed": feed,
-        "websocket-server": websocket_server,
-        roles.consumer.name: partial(owner, roles.consumer),
-        roles.relay.name: partial(owner, roles.relay),
-    }
+async def _owner(role: AiConsumer | MessageRelay) -> None:
+    if not role.assigned:
+        raise OwnershipLost("it does not own its part of the log")
 
 
 async def _model_state(model: LanguageModel) -> str | None:
@@ -269,21 +369,21 @@ async def _model_state(model: LanguageModel) -> str | None:
     return None
 
 
-def _announce(settings: Settings, port: int, engines: Engines, data_dir: Path, began: float) -> None:
+def _announce(settings: Settings, port: int, model: LanguageModel, data_dir: Path, began: float) -> None:
     """Tell people what runs, with which model, and where to open it."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    model = "built in" if settings.builtin_model else settings.openai_base_url or "OpenAI"
+    provider = "built in" if settings.builtin_model else settings.openai_base_url or "OpenAI"
     redis = "bundled Valkey" if not _redis_url(settings) else "Redis"
     log = f"Kafka (log), {redis} (delivery)" if settings.kafka_bootstrap_servers else f"{redis} (log and delivery)"
     store = settings.database_url.partition(":")[0] or "SQLite"
     lines = [
         f"{settings.app_name} {__version__} is ready after {time.monotonic() - began:.1f} s.",
         f"  Open      {url}",
-        f"  Model     {engines.model.name} ({model}), {settings.workers} replies at once",
+        f"  Model     {model.name} ({provider}), {settings.workers} replies at once",
         f"  Runs on   {log}, {store} (store); data in {data_dir}",
         f"  Terminal  duologue chat{'' if port == 8080 else f' --url {url}'}",
         "  Ctrl-C finishes what was accepted and stops; a second one stops at once.",
     ]
     print("\n".join(lines), flush=True)  # noqa: T201  # for people, not for the log
-    _log.info("ready", url=url, model=engines.model.name, seconds=round(time.monotonic() - began, 2))
+    _log.info("ready", url=url, model=model.name, seconds=round(time.monotonic() - began, 2))

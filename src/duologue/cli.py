@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from duologue import __version__
 from duologue.domain.errors import DuologueError
+
+if TYPE_CHECKING:
+    from duologue.bootstrap import RoleName
 
 app = typer.Typer(
     help="Duologue: a self-hosted server for real-time conversations with AI.",
@@ -41,6 +44,30 @@ def up() -> None:
     _run(run_embedded(load_settings()))
 
 
+@app.command(name="websocket-server")
+def websocket_server() -> None:
+    """Hold clients' sockets: one role of many processes."""
+    _run_role("websocket-server")
+
+
+@app.command(name="ai-consumer")
+def ai_consumer() -> None:
+    """Take messages from the log and answer them: one role of many processes."""
+    _run_role("ai-consumer")
+
+
+@app.command(name="message-relay")
+def message_relay() -> None:
+    """Bring finished replies from the log to their users: one role of many processes."""
+    _run_role("message-relay")
+
+
+@app.command()
+def api() -> None:
+    """Serve the HTTP API and the page: one role of many processes."""
+    _run_role("api")
+
+
 @app.command()
 def migrate(
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
@@ -64,6 +91,13 @@ def chat(
 
     options = ChatOptions(url=url, user=user or None, character=character or None, conversation=conversation or None)
     raise typer.Exit(asyncio.run(run_chat(options)))
+
+
+def _run_role(name: RoleName) -> None:
+    from duologue.bootstrap import run_role
+    from duologue.config import load_settings
+
+    _run(run_role(name, load_settings()))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -66,6 +66,7 @@ class Hub:
         check_seconds: float = 25.0,
         cursor_delay_seconds: float = 40.0,
         timeout_seconds: float = 5.0,
+        may_be_away: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Subscribe at `url`, and attach by `streams`.
@@ -76,6 +77,7 @@ class Hub:
             check_seconds: how often numbers are compared with Redis, and the subscription is probed.
             cursor_delay_seconds: how long after a write a socket must have stayed open for the cursor to pass.
             timeout_seconds: after which a subscription that does not answer is given up.
+            may_be_away: entering does not need an answer: the subscription comes when Redis does.
             clock: seconds, monotonic.
         """
         self._streams = streams
@@ -86,6 +88,7 @@ class Hub:
             on_message=self._on_message,
             on_connected=self._on_connected,
             timeout_seconds=timeout_seconds,
+            may_be_away=may_be_away,
         )
         self._generation = 1
         self._reconnected = asyncio.Event()
@@ -101,7 +104,7 @@ class Hub:
         """Connect.
 
         Raises:
-            RedisUnavailable: nothing answers.
+            RedisUnavailable: nothing answers, and it may not be away.
         """
         await self._subscription.__aenter__()
         for step in (self._restore, self._check_in_time, self._cursors.tick):
@@ -120,8 +123,8 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether publications reach this process, as far as its last probe knows."""
-        return self._failed_probes < 2
+        """Whether publications reach this process, as far as its connection and the last probe know."""
+        return self._subscription.connected.is_set() and self._failed_probes < 2
 
     def connections(self, user: UserKey) -> int:
         """How many sockets a user has here."""

@@ -106,10 +106,11 @@ class _Wire(asyncio.Protocol):
 class _Connection:
     """A connection that comes back by itself; what both kinds below share."""
 
-    def __init__(self, url: str, *, name: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, *, name: str, timeout_seconds: float, may_be_away: bool) -> None:
         self._address = parse_redis_url(url)
         self._name = name
         self._timeout = timeout_seconds
+        self._may_be_away = may_be_away
         self._wire: _Wire | None = None
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -121,10 +122,15 @@ class _Connection:
         """Connect.
 
         Raises:
-            RedisUnavailable: nothing answers.
+            RedisUnavailable: nothing answers, and it may not be away.
             StartRefused: it answers and refuses the password.
         """
-        await self._connect()
+        try:
+            await self._connect()
+        except RedisUnavailable as error:
+            if not self._may_be_away:
+                raise
+            _log.warning("redis_unavailable", connection=self._name, error=str(error))
         self._keeper = asyncio.create_task(self._keep_connected(), name=f"redis-{self._name}")
         return self
 
@@ -248,8 +254,25 @@ class Redis(_Connection):
     `RedisUnavailable` (whether the command took effect is not known) or `RedisCommandError`. The caller awaits it.
     """
 
-    def __init__(self, url: str, *, name: str, scripts: Sequence[Script] = (), timeout_seconds: float = 5.0) -> None:
-        super().__init__(url, name=name, timeout_seconds=timeout_seconds)
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        scripts: Sequence[Script] = (),
+        timeout_seconds: float = 5.0,
+        may_be_away: bool = False,
+    ) -> None:
+        """Name a Redis.
+
+        Args:
+            url: where it is.
+            name: of the connection, for Redis and for the log.
+            scripts: are loaded on every connection.
+            timeout_seconds: after which an unanswered connection is given up.
+            may_be_away: entering does not need an answer: the connection comes when Redis does.
+        """
+        super().__init__(url, name=name, timeout_seconds=timeout_seconds, may_be_away=may_be_away)
         self._scripts = scripts
 
     def call(self, *arguments: Argument) -> asyncio.Future[Reply]:
@@ -297,8 +320,9 @@ class Subscription(_Connection):
         on_message: Callable[[bytes, bytes], None],
         on_connected: Callable[[], None] = lambda: None,
         timeout_seconds: float = 5.0,
+        may_be_away: bool = False,
     ) -> None:
-        super().__init__(url, name=name, timeout_seconds=timeout_seconds)
+        super().__init__(url, name=name, timeout_seconds=timeout_seconds, may_be_away=may_be_away)
         self._on_message = on_message
         self._on_connected = on_connected
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter
 from starlette.datastructures import Headers, QueryParams
 from starlette.routing import WebSocketRoute
@@ -9,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from duologue.protocol.session import Handshake
 from duologue.websocket_server.server import WebSocketServer
+
+_RETRY_SECONDS: Final = b"1"
 
 
 class _Endpoint:
@@ -18,7 +22,18 @@ class _Endpoint:
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._server.serve(scope, receive, send, handshake_of(scope))
+        if self._server.draining:
+            await _send_elsewhere(receive, send)
+        else:
+            await self._server.serve(scope, receive, send, handshake_of(scope))
+
+
+async def _send_elsewhere(receive: Receive, send: Send) -> None:
+    """Answer a handshake with 503 (ASGI's extension `websocket.http.response`): a proxy then asks another server."""
+    await receive()
+    headers = [(b"retry-after", _RETRY_SECONDS), (b"content-length", b"0")]
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": b""})
 
 
 def router(server: WebSocketServer) -> APIRouter:

@@ -171,10 +171,7 @@ class Connection:
     async def _connect(self, handshake: Handshake) -> None:
         correlation_id = new_correlation_id()
         try:
-            effects = self._session.handshake_received(handshake)
-            if self._server.draining:
-                effects = [effects[0], *self._session.draining()]  # accepted, to tell it to go elsewhere
-            await self._carry_out(effects)
+            await self._carry_out(self._session.handshake_received(handshake))
             if self._server.draining:  # it began meanwhile, and may have missed this one
                 self._do_all(self._session.draining())
         except OSError:

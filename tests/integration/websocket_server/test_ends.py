@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.edge import Edge, eventually, running_edge, user
+from websockets.exceptions import InvalidStatus
 
 from duologue.domain.clock import wall_clock
 from duologue.log.port import LogProducer
@@ -79,7 +80,7 @@ async def test_client_that_never_reads_is_aborted(edge: Edge, monkeypatch: pytes
         slow.socket.transport.abort()
 
 
-async def test_drain_closes_with_1012_and_lets_nobody_in(edge: Edge) -> None:
+async def test_drain_closes_with_1012_and_sends_new_sockets_elsewhere(edge: Edge) -> None:
     token = await edge.token("ann")
     async with edge.connect(token) as client, edge.connect(token) as another:
         started = asyncio.get_running_loop().time()
@@ -88,8 +89,10 @@ async def test_drain_closes_with_1012_and_lets_nobody_in(edge: Edge) -> None:
         assert await another.closed() == 1012
         await draining
         assert asyncio.get_running_loop().time() - started < 1.0
-    async with edge.connect(token, greeted=False) as late:
-        assert await late.closed() == 1012
+    with pytest.raises(InvalidStatus) as refused:  # before it is accepted: a proxy asks another server
+        async with edge.connect(token, greeted=False):
+            pass
+    assert refused.value.response.status_code == 503
 
 
 class _HeldProducer:
