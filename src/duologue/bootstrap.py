@@ -116,8 +116,8 @@ async def run_role(name: RoleName, settings: Settings) -> None:
         StartRefused: something is missing in the settings, or they are not valid; the message says what.
         Permanent: the role cannot go on.
     """
-    _set_up_process(settings)
     secret = _shared_secret(settings)
+    _set_up_process(settings)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
         engines = await stack.enter_async_context(_open_engines(settings, _redis_url(settings), settings.database_url))

@@ -1,7 +1,7 @@
 """Settings: every variable of the environment and of `.env`, declared once.
 
-The same declarations give parsing, the example file (`python -m duologue.config > .env.example`) and the check that a
-misspelt name in `.env` is an error which proposes the right one.
+The same declarations give parsing, the example file (`python -m duologue.config > .env.example`), the guide's tables
+(`--tables`) and the check that a misspelt name in `.env` is an error which proposes the right one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,16 @@ def example_file() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_tables() -> str:
+    """Return the tables of the guide to the settings (Markdown), one a group."""
+    groups: dict[str, list[str]] = {}
+    for name, field in Settings.model_fields.items():
+        default = f"`{shown}`" if (shown := _shown(field.default)) else "none"
+        groups.setdefault(_group(field), []).append(f"| `{name.upper()}` | {default} | {field.description} |")
+    head = "| setting | default | meaning |\n| --- | --- | --- |\n"
+    return "\n\n".join(f"## {group}\n\n{head}" + "\n".join(rows) for group, rows in groups.items()) + "\n"
+
+
 def _group(field: FieldInfo) -> str:
     extra = field.json_schema_extra
     return str(extra["group"]) if isinstance(extra, dict) else ""
@@ -213,4 +224,4 @@ def _shown(default: object) -> str:
 
 
 if __name__ == "__main__":
-    print(example_file(), end="")  # noqa: T201  # this is its output
+    print(settings_tables() if "--tables" in sys.argv else example_file(), end="")  # noqa: T201  # this is its output

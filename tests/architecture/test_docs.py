@@ -9,12 +9,14 @@ from typing import get_args
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from duologue.config import settings_tables
 from duologue.observability import metrics
 from duologue.protocol import codes, frames
 
 ROOT = Path(__file__).parents[2]
 RUNNING = ROOT / "docs/operations/running.md"
 PROTOCOL = ROOT / "docs/protocol.md"
+SETTINGS = ROOT / "docs/operations/settings.md"
 
 _GUIDES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -42,6 +44,10 @@ def test_running_md_compared_with_the_metrics_is_complete() -> None:
     table = _metrics_table()
     written = [line for line in RUNNING.read_text().splitlines() if line.startswith("| `duologue_")]
     assert written == table, "the table of metrics should be:\n" + "\n".join(table)
+
+
+def test_settings_md_compared_with_the_settings_is_complete() -> None:
+    assert SETTINGS.read_text().endswith(settings_tables()), "run: python -m duologue.config --tables"
 
 
 @pytest.mark.parametrize("code", [code.value for code in codes.ErrorCode])

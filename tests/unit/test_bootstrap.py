@@ -6,11 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from duologue import bootstrap
-from duologue.bootstrap import migrate_database
+from duologue.bootstrap import ROLES, RoleName, migrate_database, run_role
 from duologue.config import Settings
 from duologue.domain.errors import StartRefused
 from duologue.llm.port import ModelRefused, ModelTemporaryError
@@ -34,6 +35,47 @@ def test_migrate_where_no_folder_can_be_made_says_what_to_set(tmp_path: Path) ->
     (tmp_path / "data").write_text("a file")
     with pytest.raises(StartRefused, match=r"cannot be used: .*; set DATA_DIR"):
         migrate_database(Settings(data_dir=tmp_path / "data"), sql=False)
+
+
+_SHARED: dict[str, Any] = {
+    "jwt_secret": "s" * 32,
+    "kafka_bootstrap_servers": "127.0.0.1:1",
+    "redis_url": "redis://127.0.0.1:1",
+    "database_url": "postgresql://duologue@127.0.0.1:1/duologue",
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_role_without_anything_names_all_that_it_lacks(role: RoleName) -> None:
+    with pytest.raises(StartRefused) as refused:
+        await run_role(role, Settings())
+    lacking = [line.strip().split(":")[0] for line in str(refused.value).splitlines()[1:]]
+    assert lacking == ["JWT_SECRET", "REDIS_URL (or REDIS_HOST)", "KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("jwt_secret", "JWT_SECRET: the key"),
+        ("redis_url", "REDIS_URL"),
+        ("database_url", "DATABASE_URL: the PostgreSQL"),
+    ],
+)
+async def test_role_without_one_thing_names_that_alone(missing: str, words: str) -> None:
+    with pytest.raises(StartRefused) as refused:
+        await run_role("api", Settings(**{**_SHARED, missing: ""}))
+    [lacking] = str(refused.value).splitlines()[1:]
+    assert words in lacking
+
+
+async def test_role_with_a_database_of_one_process_is_refused() -> None:
+    with pytest.raises(StartRefused, match="SQLite is for one process"):
+        await run_role("ai-consumer", Settings(**{**_SHARED, "database_url": "sqlite:///duologue.db"}))
+
+
+async def test_role_with_a_short_secret_is_refused() -> None:
+    with pytest.raises(StartRefused, match="JWT_SECRET must have 32 characters"):
+        await run_role("api", Settings(**{**_SHARED, "jwt_secret": "short"}))
 
 
 @pytest.mark.parametrize(
