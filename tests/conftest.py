@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.kafka_server import KafkaMissing, KafkaServer
-from tests.support.postgres import NoPostgres, PostgresServer
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.kafka import KafkaServer
+from duologue.cluster.postgres import PostgresServer
+from duologue.cluster.server_process import EngineMissing
+from duologue.cluster.valkey import ValkeyServer
 from duologue.store.migrate import migrate
 
 
@@ -47,7 +48,7 @@ def valkey_server() -> Iterator[ValkeyServer]:
 def session_postgres() -> Iterator[PostgresServer]:
     """The PostgreSQL that tests share, with a migrated database `template`. Take `postgres_url` instead."""
     with _postgres() as server:
-        server.command("CREATE DATABASE template")
+        server.execute("CREATE DATABASE template")
         migrate(server.url("template"))
         yield server
 
@@ -64,19 +65,15 @@ def postgres_url(session_postgres: PostgresServer) -> Iterator[str]:
 def postgres_server() -> Iterator[PostgresServer]:
     """A running PostgreSQL of the test's own, with a migrated database `duologue`, to stop, kill, pause and start."""
     with _postgres() as server:
-        server.command("CREATE DATABASE duologue")
+        server.execute("CREATE DATABASE duologue")
         migrate(server.url("duologue"))
         yield server
 
 
 @contextmanager
 def _postgres() -> Iterator[PostgresServer]:
-    try:
-        server = PostgresServer()
-    except NoPostgres as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(reason))
-        pytest.skip(str(reason))
+    with _available():
+        server = PostgresServer.temporary()
     try:
         server.start()
         yield server
@@ -84,16 +81,24 @@ def _postgres() -> Iterator[PostgresServer]:
         server.remove()
 
 
+@contextmanager
+def _available() -> Iterator[None]:
+    """Skip what needs an engine that this machine does not have; in continuous integration that is a failure."""
+    try:
+        yield
+    except EngineMissing as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
+
+
 @pytest.fixture(scope="session")
 def session_kafka() -> Iterator[KafkaServer]:
     """The Kafka that tests share. Take `kafka` instead: it runs."""
     with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
-        try:
-            server = KafkaServer(Path(folder))
-        except KafkaMissing as missing:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(f"needs Kafka: {missing}")
+        server = KafkaServer(Path(folder))
+        with _available():
+            server.prepare()
         server.start()
         yield server
         server.kill()

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable
 
 import pytest
-from tests.support.kafka_server import KafkaServer
 from tests.support.logs import LogUnderTest
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.kafka import KafkaServer
+from duologue.cluster.valkey import ValkeyServer
 from duologue.log.kafka import open_kafka_log
 from duologue.log.kafka_options import KafkaOptions
 from duologue.log.valkey_lock import LockTimes

@@ -7,11 +7,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from tests.support.kafka_server import KafkaServer
 from tests.support.model_server import ModelServer
 from tests.support.witness import witness
 
 from duologue.bench.system import EmbeddedSystem
+from duologue.cluster.kafka import KafkaServer
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ async def child_process(
         stderr=stderr,
         env=env,
         start_new_session=True,
-        preexec_fn=_die_with_parent(os.getpid()) if _LINUX else None,
+        preexec_fn=die_with_parent(os.getpid()) if _LINUX else None,
     )
     try:
         if _LINUX:
@@ -84,13 +84,21 @@ async def _end(process: asyncio.subprocess.Process, name: str, grace_seconds: fl
         await process.wait()
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """Return what the child does between fork and exec: two system calls, since after a fork little else is safe."""
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """Return what a child does between fork and exec (`preexec_fn`) to be sent a signal when its parent ends.
+
+    It makes two system calls, since after a fork little else is safe. On Linux only. The kernel counts the *thread*
+    that starts the child as the parent.
+
+    Args:
+        parent: this process's id.
+        number: the signal.
+    """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    kill_signal = int(signal.SIGKILL)
+    death_signal = int(number)
 
     def set_death_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, kill_signal, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
         if os.getppid() != parent:  # it died before the call, so the signal will never come
             os._exit(1)
 

@@ -22,6 +22,20 @@ _log = structlog.get_logger(__name__)
 _SOCKET_PATH_BYTES: Final = 100
 """Paths of Unix sockets end at 107 bytes on Linux and 103 on macOS."""
 
+DURABLE: Final = {
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "aof-load-truncated": "yes",
+    "aof-use-rdb-preamble": "yes",
+    "auto-aof-rewrite-percentage": "100",
+    "auto-aof-rewrite-min-size": "64mb",
+    "maxmemory-policy": "noeviction",
+}
+"""Options of a Valkey that may hold the log: an acknowledged write is on disk, also while the file is rewritten, and
+nothing is evicted."""
+
 _LOG_NAME: Final = "valkey.log"
 _OUTPUT_NAME: Final = "output"
 _LAST_WORDS_BYTES: Final = 1000
@@ -53,10 +67,7 @@ def valkey_binary() -> Path:
 
 
 def valkey_arguments(folder: Path, socket: Path) -> list[str]:
-    """Return the command line of a Valkey with its data in `folder`, reachable through `socket` only.
-
-    An acknowledged write is on disk, also while the file is rewritten, and nothing is evicted: the log needs that.
-    """
+    """Return the command line of a Valkey with its data in `folder`, reachable through `socket` only."""
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -65,15 +76,7 @@ def valkey_arguments(folder: Path, socket: Path) -> list[str]:
         "logfile": str(folder / _LOG_NAME),
         "loglevel": "warning",
         "daemonize": "no",
-        "save": "",
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "no-appendfsync-on-rewrite": "no",
-        "aof-load-truncated": "yes",
-        "aof-use-rdb-preamble": "yes",
-        "auto-aof-rewrite-percentage": "100",
-        "auto-aof-rewrite-min-size": "64mb",
-        "maxmemory-policy": "noeviction",
+        **DURABLE,
     }
     return [str(valkey_binary()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 

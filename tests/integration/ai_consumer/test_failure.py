@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.pipeline import Pipeline, open_pipeline, reply_states, until
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.clock import wall_clock
 from duologue.domain.ids import UserKey
 from duologue.domain.records import INCOMING_TOPIC, StopRequested, encode

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.support.pipeline import Pipeline, open_pipeline, reply_states, until
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.llm.scripted import Pause
 
 

@@ -10,8 +10,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.support.pipeline import ALICE, BOB, Pipeline, open_pipeline, reply_states, until
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.errors import LogUnavailable
 from duologue.llm.scripted import Pause
 from duologue.log.port import LogProducer
@@ -88,11 +88,11 @@ async def test_redis_out_of_memory_holds_echo_and_outcome_back_and_loses_none(
         conversation = await pipeline.conversation()
         await pipeline.say(conversation, "before")
         await pipeline.answers(1)
-        valkey_server.command("CONFIG", "SET", "maxmemory", "1")
+        valkey_server.execute("CONFIG", "SET", "maxmemory", "1")
         for number in range(3):
             await pipeline.say(conversation, str(number))
         await until(lambda: reply_states(pipeline, ["complete"] * 4))
-        valkey_server.command("CONFIG", "SET", "maxmemory", "0")
+        valkey_server.execute("CONFIG", "SET", "maxmemory", "0")
         answers = await pipeline.answers(4)
         assert [answer["content"] for answer in answers[1:]] == [f"You said: {number}" for number in range(3)]
         await until(lambda: at(pipeline, 5))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from tests.support.api import SECRET, Api, bearer, external_token, open_api
-from tests.support.valkey import ValkeyServer
 
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.ids import DEFAULT_TENANT, UserKey
 from duologue.store.deletion import delete_user
 from duologue.store.users import create_guest, ensure_user, find_user

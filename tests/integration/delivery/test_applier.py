@@ -7,8 +7,8 @@ import json
 
 import pytest
 from tests.integration.delivery.support import ALICE, BOB, DEADLINE_SECONDS, echo, open_streams, response
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery.applier import MAX_BATCH, OrderedApplier
 from duologue.delivery.stream import POISONED, AttachReply, DurableFrame, UserStreams
 from duologue.domain.errors import RedisUnavailable

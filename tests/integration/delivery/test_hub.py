@@ -18,8 +18,8 @@ from tests.integration.delivery.support import (
     open_streams,
     response,
 )
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery.hub import Hub
 from duologue.delivery.names import EventPosition, names_of
 from duologue.delivery.stream import AttachReply, UserStreams

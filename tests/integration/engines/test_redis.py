@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.errors import RedisUnavailable, StartRefused
 from duologue.engines.redis import Redis, RedisCommandError, Script, Subscription
 
@@ -84,7 +84,7 @@ async def test_absent_server_at_start_is_unavailable() -> None:
 
 
 async def test_wrong_password_at_start_is_refused(valkey_server: ValkeyServer) -> None:
-    valkey_server.command("CONFIG", "SET", "requirepass", "right")
+    valkey_server.execute("CONFIG", "SET", "requirepass", "right")
     separator = "&" if "?" in valkey_server.url else "?"
     with pytest.raises(StartRefused, match="refuses"):
         async with Redis(f"{valkey_server.url}{separator}password=wrong", name="test"):

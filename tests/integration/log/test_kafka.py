@@ -14,9 +14,9 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
-from tests.support.kafka_server import SASL_USER, KafkaServer
 from tests.support.logs import Listener, append_until_acknowledged, ends, read, reading
 
+from duologue.cluster.kafka import SASL_USER, KafkaServer
 from duologue.domain.errors import LogUnavailable, OwnershipLost, Permanent, StartRefused
 from duologue.log.kafka import KafkaLog, open_kafka_log
 from duologue.log.kafka_options import KafkaOptions

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tests.support.logs import Listener, append_until_acknowledged, ends, read, reading
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.errors import ConsumerRefused, LogUnavailable, OwnershipLost, StartRefused
 from duologue.engines.redis import Redis
 from duologue.log.port import Partition
@@ -91,11 +91,11 @@ async def test_commit_out_of_memory_still_trims(valkey_server: ValkeyServer) -> 
     async with opened(valkey_server.url) as log, reading(log, TOPIC) as consumer:
         await asyncio.gather(*(log.producer.append(TOPIC, "key", bytes(10_000), {}) for _ in range(300)))
         records = await read(consumer, 300)
-        valkey_server.command("CONFIG", "SET", "maxmemory", "1mb")
+        valkey_server.execute("CONFIG", "SET", "maxmemory", "1mb")
         with pytest.raises(LogUnavailable, match="OOM"):
             await log.producer.append(TOPIC, "key", b"v", {})
         await consumer.commit(ends(records))
-        valkey_server.command("CONFIG", "SET", "maxmemory", "100mb")
+        valkey_server.execute("CONFIG", "SET", "maxmemory", "100mb")
         await log.producer.append(TOPIC, "key", b"v", {})
         assert len(await read(consumer, 1)) == 1
 
@@ -222,7 +222,7 @@ async def test_consumer_listener_that_fails_is_heard_of_when_the_consumer_is_lef
 )
 async def test_open_server_that_could_lose_records_is_refused_with_its_setting(setting: str, value: str) -> None:
     with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
-        server = ValkeyServer(Path(folder), f"--{setting}", value)
+        server = ValkeyServer(Path(folder), options={setting: value})
         server.start()
         try:
             with pytest.raises(StartRefused, match=f"{setting} {value}"):
@@ -248,8 +248,8 @@ async def test_consumer_server_away_is_unavailable(valkey_server: ValkeyServer) 
 
 def _rewrite(server: ValkeyServer) -> None:
     """Let the server rewrite its file: a stream that is empty by now is then kept by its last id alone."""
-    server.command("BGREWRITEAOF")
+    server.execute("BGREWRITEAOF")
     deadline = time.monotonic() + 10
-    while b"aof_rewrite_in_progress:1" in server.command("INFO", "persistence"):
+    while b"aof_rewrite_in_progress:1" in server.execute("INFO", "persistence"):
         assert time.monotonic() < deadline, "the rewrite does not end"
         time.sleep(0.01)

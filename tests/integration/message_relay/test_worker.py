@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.pipeline import ALICE, BOB, Pipeline, open_pipeline, until
-from tests.support.valkey import ValkeyServer
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery.stream import Applied, DurableFrame
 from duologue.domain.ids import UserKey
 from duologue.domain.records import RESPONSES_TOPIC, OutcomeRecord, ReplyCompleted, ReplyFailed, Usage, encode

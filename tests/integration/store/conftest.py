@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from tests.integration.store.scenario import Scenario
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.store.database import Database, open_database
 from duologue.store.migrate import migrate
 

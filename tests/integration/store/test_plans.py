@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.store import conversations, history, messages, outcomes, prompts, replies, users
 from duologue.store.database import Database, open_database, run_once
 from duologue.store.prepared import Prepared

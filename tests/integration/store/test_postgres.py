@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW, Scenario, ended
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.domain.errors import StoreUnavailable
 from duologue.observability.metrics import STORE_RETRIES
 from duologue.store.conversations import new_conversation, owned_conversation
@@ -503,7 +503,7 @@ async def test_server_that_is_not_there_is_unavailable() -> None:
 
 async def test_printed_statements_make_the_schema(session_postgres: PostgresServer) -> None:
     name = session_postgres.create_database()
-    session_postgres.command(migrate_sql(session_postgres.url(name)), name)
+    session_postgres.execute(migrate_sql(session_postgres.url(name)), name)
     async with open_database(session_postgres.url(name)) as database:
         await database.check()
     session_postgres.drop_database(name)

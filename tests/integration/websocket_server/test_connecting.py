@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.support.edge import Edge, running_edge
 from tests.support.socket_client import Client
-from tests.support.valkey import ValkeyServer
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.clock import wall_clock
 from duologue.domain.ids import UserKey
 from duologue.store.characters import DEFAULT_CHARACTER_ID

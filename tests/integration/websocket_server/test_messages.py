@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tests.support.edge import Edge, eventually, running_edge, user
 from tests.support.socket_client import Client
-from tests.support.valkey import ValkeyServer
 from websockets.asyncio.client import connect
 
+from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery.stream import DurableFrame
 from duologue.domain.ids import message_id
 from duologue.protocol import frames
