@@ -122,14 +122,32 @@ def test_migrating_at_once_from_several_processes_succeeds(empty_url: str) -> No
     assert [process.wait(60) for process in running] == [0, 0, 0]
 
 
-def _become_newer(conn: Connection) -> None:
-    conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+def _set_revision(conn: Connection, revision: str) -> None:
+    conn.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
-def test_database_of_a_newer_program_is_refused(database_url: str) -> None:
-    run_once(database_url, _become_newer)
-    with pytest.raises(StartRefused):
+def test_migrating_the_database_of_a_newer_program_is_refused(database_url: str) -> None:
+    run_once(database_url, lambda conn: _set_revision(conn, "9999"))
+    with pytest.raises(StartRefused, match="another version"):
         migrate(database_url)
+
+
+async def test_check_passes_for_the_database_of_a_newer_program(database: Database) -> None:
+    await database.write(_set_revision, "9999")
+    await database.check()
+
+
+@pytest.mark.parametrize("revision", ["0000", "10000", "ab12", "f00d"])
+async def test_check_of_an_older_or_foreign_schema_says_what_to_do(database: Database, revision: str) -> None:
+    await database.write(_set_revision, revision)
+    with pytest.raises(StoreUnavailable, match=f"at revision {revision}, .*duologue migrate"):
+        await database.check()
+
+
+def test_revisions_are_numbers_of_four_digits_in_their_order() -> None:
+    script = ScriptDirectory.from_config(alembic_config())
+    revisions = [each.revision for each in script.walk_revisions()][::-1]
+    assert revisions == [f"{number:04d}" for number in range(1, len(revisions) + 1)]
 
 
 def test_migration_that_has_nothing_to_do_does_not_import_alembic(database_url: str) -> None:
