@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, make_url
 from tests.integration.store.scenario import NOW, Scenario
+from tests.support.postgres import PostgresServer
 
 from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.store.characters import list_characters
@@ -160,3 +163,25 @@ def test_migration_that_has_nothing_to_do_does_not_import_alembic(database_url: 
 def test_statements_of_the_migration_can_be_printed(url: str) -> None:
     printed = migrate_sql(url)
     assert all(f"CREATE TABLE {table}" in printed for table in METADATA.tables)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
+async def test_printed_statements_make_the_schema_and_migrating_then_inserts_the_characters(
+    database_url: str, empty_url: str, request: pytest.FixtureRequest
+) -> None:
+    printed = migrate_sql(empty_url)
+    if empty_url.startswith("sqlite"):
+        with closing(sqlite3.connect(empty_url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(printed)
+    else:
+        server: PostgresServer = request.getfixturevalue("session_postgres")
+        server.command(printed, str(make_url(empty_url).database))  # psql runs it
+    differences, indexes = await asyncio.to_thread(run_once, empty_url, _compared)
+    assert differences == []
+    assert indexes == await asyncio.to_thread(run_once, database_url, _indexes)
+    async with open_database(empty_url) as database:
+        await database.check()
+        assert await database.read(list_characters, "default") == []
+        await asyncio.to_thread(migrate, empty_url)
+        assert await database.read(list_characters, "default") != []
