@@ -7,6 +7,7 @@ The same declarations give parsing, the example file (`python -m duologue.config
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import socket
 import sys
@@ -41,6 +42,12 @@ class Settings(BaseSettings):
     # Server
     host: str = _setting("127.0.0.1", "Address to listen on.", "Server")
     port: int = _setting(8080, "Port to listen on.", "Server", ge=0, le=65535)
+    trusted_proxies: _Names = _setting(
+        [],
+        "Addresses and networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by "
+        "commas; empty: nobody's.",
+        "Server",
+    )
     server_id: str = _setting(
         "", "Name of this process in frames, logs and metrics; made from the host name if empty.", "Server"
     )
@@ -139,10 +146,15 @@ class Settings(BaseSettings):
     )
     log_timeout_seconds: float = _setting(5.0, "Longest wait for the log's acknowledgement.", "Limits", gt=0)
 
-    @field_validator("allowed_models", mode="before")
+    @field_validator("allowed_models", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        return [_network(name) for name in value]
 
     @field_validator("server_id")
     @classmethod
@@ -158,6 +170,14 @@ class Settings(BaseSettings):
     def workers(self) -> int:
         """Replies at once."""
         return self.max_workers or (BUILTIN_WORKERS if self.builtin_model else DEFAULT_WORKERS)
+
+
+def _network(name: str) -> str:
+    """Return an address or a network in the form in which it is compared. A name would never match an address."""
+    try:
+        return str(ipaddress.ip_network(name, strict=False))
+    except ValueError:
+        raise ValueError(f"{name!r} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/8") from None
 
 
 def load_settings(env_file: Path = Path(".env")) -> Settings:
@@ -186,7 +206,8 @@ def _check_names(env_file: Path) -> None:
 def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_input=False, include_url=False):
         name = ".".join(str(part) for part in problem["loc"]).upper()
-        yield f"{name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        words = problem["msg"].removeprefix("Value error, ")
+        yield f"{name}: {words[:1].lower()}{words[1:]}"
 
 
 def example_file() -> str:

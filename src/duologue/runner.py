@@ -98,7 +98,7 @@ def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.
 
     Args:
         app: the application.
-        settings: the frame limit is taken from here.
+        settings: the frame limit and the trusted proxies are taken from here.
         socket_protocol: uvicorn's protocol class for WebSockets.
     """
     return HttpServer(
@@ -114,10 +114,17 @@ def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=[form for proxy in settings.trusted_proxies for form in _as_peer(proxy)],
             timeout_graceful_shutdown=2,
         )
     )
+
+
+def _as_peer(network: str) -> list[str]:
+    """Return how the addresses of a network look as peers: on a listener for both, IPv4 comes inside of IPv6."""
+    address, _, bits = network.partition("/")
+    return [network] if ":" in address else [network, f"::ffff:{address}/{96 + int(bits)}"]
 
 
 class Runner:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import jwt
+from fastapi import FastAPI
 from sqlalchemy import Connection
 
 from duologue.api import accounts, characters, conversations
@@ -50,6 +51,7 @@ class Api:
     database: Database
     issuer: TokenIssuer
     clock: ManualClock
+    app: FastAPI
     offset: int = field(default=0)
 
     async def guest(self, user_id: str) -> tuple[dict[str, str], UserRow]:
@@ -128,7 +130,7 @@ async def open_api(folder: Path, valkey_url: str, **settings: Any) -> AsyncItera
         )
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Api(http, database, issuer, clock)
+            yield Api(http, database, issuer, clock, app)
 
 
 def database_url(folder: Path) -> str:

@@ -90,6 +90,7 @@ class PluggedDatabase:
 
     async def check(self) -> None:
         self._plug.check(StoreUnavailable)
+        await self._database.check()
 
     async def aclose(self) -> None:
         """The test owns the database."""

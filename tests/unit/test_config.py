@@ -64,6 +64,20 @@ def test_invalid_value_is_refused_by_name(
         load_settings(tmp_path / ".env")
 
 
+def test_trusted_proxies_are_read_as_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", "10.0.0.7, 10.1.2.3/8,2001:DB8::/32")
+    assert load_settings(tmp_path / ".env").trusted_proxies == ["10.0.0.7/32", "10.0.0.0/8", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize("value", ["*", "nginx", "10.0.0.0/33", "10.0.0.1-10.0.0.9"])
+def test_trusted_proxy_that_would_match_nothing_or_all_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    monkeypatch.setenv("TRUSTED_PROXIES", value)
+    with pytest.raises(StartRefused, match=r"^TRUSTED_PROXIES: '.*' is neither an address nor a network"):
+        load_settings(tmp_path / ".env")
+
+
 def test_invalid_secret_is_refused_without_telling_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     monkeypatch.setenv("PORT", "nonsense")

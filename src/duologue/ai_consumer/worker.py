@@ -105,7 +105,12 @@ class AiConsumer:
         self._answering = Answering(self._completer, clock, on_stored=self._notices.reply_took)
         self._publisher = Publisher(log.producer, self._completer, self._box)
         self._intake = Intake(
-            log, topic=INCOMING_TOPIC, group=GROUP, handler=self, max_undone=settings.max_pending_messages
+            log,
+            topic=INCOMING_TOPIC,
+            group=GROUP,
+            handler=self,
+            max_undone=settings.max_pending_messages,
+            check_store=database.check,
         )
         self._requests: dict[str, Request] = {}
         self._inbox: Sequence[Delivery] = ()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
 from duologue.api.access import BEARER
+from duologue.api.client_address import client_address
 from duologue.auth.tokens import Identity, TokenIssuer, TokenVerifier
 from duologue.config import Settings
 from duologue.delivery.stream import RateLimit, UserStreams
@@ -141,7 +142,9 @@ def router(
     ) -> Token:
         if userid is None:
             raise Rejected("userid_missing", "Name a guest with ?userid=. This server has no accounts to log in to.")
-        return await desk.token(userid, bearer=bearer.credentials if bearer else None, address=_address(request))
+        return await desk.token(
+            userid, bearer=bearer.credentials if bearer else None, address=client_address(request.scope)
+        )
 
     return api
 
@@ -160,7 +163,3 @@ def _guest(conn: Connection, user: UserKey, holder: Identity | None, is_open: bo
 
 def _is_of(holder: Identity | None, user: UserRow) -> bool:
     return holder is not None and holder.user == user.key and holder.uid == user.uid
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "unknown"

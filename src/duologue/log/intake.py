@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -12,6 +12,7 @@ import structlog
 from duologue.domain.errors import LogUnavailable, OwnershipLost
 from duologue.log.committer import Committer, Delivery, Holding
 from duologue.log.port import Log, LogConsumer, LogRecord, Partition
+from duologue.log.until_done import until_done
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +50,27 @@ class Intake:
     It is itself the listener of its consumer.
     """
 
-    def __init__(self, log: Log, *, topic: str, group: str, handler: Handler, max_undone: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        topic: str,
+        group: str,
+        handler: Handler,
+        max_undone: int,
+        check_store: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Read `topic` for `group`.
+
+        Args:
+            log: where from.
+            topic: what to read.
+            group: whose position on it.
+            handler: takes the records.
+            max_undone: records handed out and not done at most, about.
+            check_store: returns if what is read can be stored; until it first has, nothing is read, and this consumer
+                keeps no other from the partitions. Raises Retryable if not.
+        """
         self._log = log
         self._topic = topic
         self._group = group
@@ -59,6 +80,7 @@ class Intake:
         self._paused: set[Partition] = set()
         self._consumer: LogConsumer | None = None
         self._committer = Committer(topic, on_committed=handler.committed)
+        self._check_store = check_store
         self._stopped = False
         self._finish = asyncio.Event()
         self._idle = asyncio.Event()
@@ -85,6 +107,7 @@ class Intake:
         Raises:
             ConsumerRefused: another consumer owns the log, and it allows one only.
         """
+        await self._until_storable()
         while not self._finish.is_set():
             try:
                 async with self._log.consumer(topic=self._topic, group=self._group, listener=self) as consumer:
@@ -106,7 +129,12 @@ class Intake:
         self._changed()
 
     async def caught_up(self) -> None:
-        """Return when a poll has found nothing more, so that all that was on the log at the call is handed out."""
+        """Return when a poll has found nothing more, so that all that was on the log at the call is handed out.
+
+        Returns at once while nothing is read.
+        """
+        if self._consumer is None:
+            return
         self._caught_up.clear()
         await self._caught_up.wait()
 
@@ -165,6 +193,22 @@ class Intake:
             if self._holdings.get(holding.partition) is holding:
                 del self._holdings[holding.partition]
         self._changed()
+
+    async def _until_storable(self) -> None:
+        """Wait for the store for the first time: a database that is away later holds up what needs it, no more."""
+        if self._check_store is None:
+            return
+        checked = asyncio.create_task(until_done(self._check_store, what="wait_for_store"), name="wait-for-store")
+        finish = asyncio.create_task(self._finish.wait(), name=f"finish-{self._topic}")
+        try:
+            await asyncio.wait([checked, finish], return_when=asyncio.FIRST_COMPLETED)
+            if checked.done():
+                checked.result()
+                self._check_store = None
+        finally:
+            checked.cancel()
+            finish.cancel()
+            await asyncio.gather(checked, finish, return_exceptions=True)
 
     async def _consume(self, consumer: LogConsumer) -> None:
         commits = asyncio.create_task(

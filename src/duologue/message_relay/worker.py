@@ -48,7 +48,12 @@ class MessageRelay:
         self._applier = OrderedApplier(streams, on_poison=self._on_poison)
         self._box = DeadLetterBox(log.producer, self._keep)
         self._intake = Intake(
-            log, topic=RESPONSES_TOPIC, group=GROUP, handler=self, max_undone=settings.max_pending_messages
+            log,
+            topic=RESPONSES_TOPIC,
+            group=GROUP,
+            handler=self,
+            max_undone=settings.max_pending_messages,
+            check_store=database.check,
         )
         self._backlog: Backlog[tuple[Delivery, OutcomeRecord]] = Backlog()
         self._refusals: dict[tuple[str, int], str] = {}

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from duologue.domain.errors import Permanent, StartRefused, StoreUnavailable
-from duologue.store.revision import HEAD, current_revision
+from duologue.store.revision import HEAD, current_revision, serves
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Database(Protocol):
         ...
 
     async def check(self) -> None:
-        """Return if the database answers and its schema is this program's.
+        """Return if the database answers and this program can work with its schema: `require_schema`.
 
         Raises:
             StoreUnavailable: it does not, or `duologue migrate` has not run.
@@ -122,9 +122,16 @@ def backend_of(url: str) -> Literal["sqlite", "postgresql"]:
     raise StartRefused(f"DATABASE_URL names {backend!r}; this version knows sqlite:///path and postgresql://…")
 
 
-def require_head(conn: Connection) -> None:
-    """Raise StoreUnavailable unless the schema is this program's."""
+def require_schema(conn: Connection) -> None:
+    """Return if the schema is this program's or a newer one's.
+
+    A newer one serves too: migrations within a minor version only add, so in an upgrade the database is migrated first
+    and the processes that run go on until they are replaced.
+
+    Raises:
+        StoreUnavailable: it is older, or another program's, or there is none.
+    """
     revision = current_revision(conn)
-    if revision != HEAD:
+    if revision is None or not serves(revision):
         found = f"is at revision {revision}" if revision else "is empty"
         raise StoreUnavailable(f"the database {found}, this program needs {HEAD}: run `duologue migrate`")

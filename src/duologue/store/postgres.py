@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.observability.metrics import STORE_RETRIES, STORE_SECONDS
-from duologue.store.database import StoreRefused, require_head
+from duologue.store.database import StoreRefused, require_schema
 from duologue.store.dialect import from_json, to_json
 
 _log = structlog.get_logger(__name__)
@@ -88,7 +88,7 @@ class PostgresDatabase:
 
     async def check(self) -> None:
         """See `Database.check`."""
-        await self.read(require_head)
+        await self.read(require_schema)
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""

@@ -18,3 +18,12 @@ def current_revision(conn: Connection) -> str | None:
     if not sa.inspect(conn).has_table("alembic_version"):
         return None
     return conn.scalar(sa.select(_VERSION.c.version_num))
+
+
+def serves(revision: str) -> bool:
+    """Tell whether a schema has what this program needs: it is this one's, or a newer one's.
+
+    Revisions are numbers of four digits in their order; a test holds them so, since the migrations of a newer program
+    are not here to be asked.
+    """
+    return len(revision) == len(HEAD) and revision.isdecimal() and revision >= HEAD

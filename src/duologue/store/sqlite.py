@@ -21,7 +21,7 @@ from sqlalchemy.pool import QueuePool
 
 from duologue.domain.errors import StoreUnavailable
 from duologue.observability.metrics import STORE_SECONDS
-from duologue.store.database import StoreRefused, require_head
+from duologue.store.database import StoreRefused, require_schema
 from duologue.store.dialect import from_json, to_json
 from duologue.store.sqlite_writer import SqliteWriter
 
@@ -70,7 +70,7 @@ class SqliteDatabase:
 
     async def check(self) -> None:
         """See `Database.check`."""
-        await self.read(require_head)
+        await self.read(require_schema)
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""

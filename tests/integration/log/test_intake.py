@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.support.pipeline import Plug, PluggedLog, until
 
-from duologue.domain.errors import ConsumerRefused, OwnershipLost
+from duologue.domain.errors import ConsumerRefused, OwnershipLost, StartRefused, StoreUnavailable
 from duologue.engines.redis import Redis
 from duologue.log.committer import Delivery, Holding
 from duologue.log.intake import Intake
@@ -181,3 +181,70 @@ async def test_second_intake_is_refused_with_its_own_error(valkey: str) -> None:
 
         with pytest.raises(ConsumerRefused):
             await run_as_a_role_does()
+
+
+class _Store:
+    """A store that is usable once `usable` is set; it counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.usable = False
+        self.asked = 0
+
+    async def check(self) -> None:
+        self.asked += 1
+        if not self.usable:
+            raise StoreUnavailable("run `duologue migrate`")
+
+
+async def test_intake_reads_nothing_and_keeps_nobody_out_until_the_store_is_usable(valkey: str) -> None:
+    store, waiting = _Store(), Recorder()
+    async with open_streams_log(valkey, takeover=True) as log:
+        await log.producer.append(TOPIC, "key", b"a", {})
+        intake = Intake(log, topic=TOPIC, group="group", handler=waiting, max_undone=1, check_store=store.check)
+        running = asyncio.create_task(intake.run())
+        await until(lambda: store.asked >= 3)
+        async with scene(valkey) as other:
+            await other.got(1)
+        assert not intake.assigned
+        assert waiting.values == []
+        store.usable = True
+        await until(lambda: waiting.values == ["a"])
+        intake.finish()
+        await running
+
+
+async def test_intake_that_has_begun_does_not_ask_for_the_store_again(valkey: str) -> None:
+    store = _Store()
+    store.usable = True
+    async with open_streams_log(valkey, takeover=True) as log, Redis(valkey, name="test") as redis:
+        intake = Intake(log, topic=TOPIC, group="group", handler=Recorder(), max_undone=1, check_store=store.check)
+        running = asyncio.create_task(intake.run())
+        await until(lambda: intake.assigned)
+        store.usable = False
+        await redis.call("DEL", f"log:{TOPIC}:owner:group")  # the lock is lost, and then taken again
+        await until(lambda: not intake.assigned)
+        await until(lambda: intake.assigned)
+        assert store.asked == 1
+        intake.finish()
+        await running
+
+
+async def test_intake_told_to_finish_while_it_waits_for_the_store_returns(valkey: str) -> None:
+    store = _Store()
+    async with open_streams_log(valkey, takeover=True) as log:
+        intake = Intake(log, topic=TOPIC, group="group", handler=Recorder(), max_undone=1, check_store=store.check)
+        running = asyncio.create_task(intake.run())
+        await until(lambda: store.asked >= 1)
+        intake.finish()
+        async with asyncio.timeout(5):
+            await running
+
+
+async def test_intake_whose_store_never_will_be_usable_ends_with_the_reason(valkey: str) -> None:
+    async def refuse() -> None:
+        raise StartRefused("DATABASE_URL: what is this")
+
+    async with open_streams_log(valkey, takeover=True) as log:
+        intake = Intake(log, topic=TOPIC, group="group", handler=Recorder(), max_undone=1, check_store=refuse)
+        with pytest.raises(StartRefused, match="DATABASE_URL"):
+            await intake.run()

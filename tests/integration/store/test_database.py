@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, make_url
 from tests.integration.store.scenario import NOW, Scenario
+from tests.support.postgres import PostgresServer
 
 from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.store.characters import list_characters
@@ -122,14 +125,32 @@ def test_migrating_at_once_from_several_processes_succeeds(empty_url: str) -> No
     assert [process.wait(60) for process in running] == [0, 0, 0]
 
 
-def _become_newer(conn: Connection) -> None:
-    conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+def _set_revision(conn: Connection, revision: str) -> None:
+    conn.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
-def test_database_of_a_newer_program_is_refused(database_url: str) -> None:
-    run_once(database_url, _become_newer)
-    with pytest.raises(StartRefused):
+def test_migrating_the_database_of_a_newer_program_is_refused(database_url: str) -> None:
+    run_once(database_url, lambda conn: _set_revision(conn, "9999"))
+    with pytest.raises(StartRefused, match="another version"):
         migrate(database_url)
+
+
+async def test_check_passes_for_the_database_of_a_newer_program(database: Database) -> None:
+    await database.write(_set_revision, "9999")
+    await database.check()
+
+
+@pytest.mark.parametrize("revision", ["0000", "10000", "ab12", "f00d"])
+async def test_check_of_an_older_or_foreign_schema_says_what_to_do(database: Database, revision: str) -> None:
+    await database.write(_set_revision, revision)
+    with pytest.raises(StoreUnavailable, match=f"at revision {revision}, .*duologue migrate"):
+        await database.check()
+
+
+def test_revisions_are_numbers_of_four_digits_in_their_order() -> None:
+    script = ScriptDirectory.from_config(alembic_config())
+    revisions = [each.revision for each in script.walk_revisions()][::-1]
+    assert revisions == [f"{number:04d}" for number in range(1, len(revisions) + 1)]
 
 
 def test_migration_that_has_nothing_to_do_does_not_import_alembic(database_url: str) -> None:
@@ -142,3 +163,25 @@ def test_migration_that_has_nothing_to_do_does_not_import_alembic(database_url: 
 def test_statements_of_the_migration_can_be_printed(url: str) -> None:
     printed = migrate_sql(url)
     assert all(f"CREATE TABLE {table}" in printed for table in METADATA.tables)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
+async def test_printed_statements_make_the_schema_and_migrating_then_inserts_the_characters(
+    database_url: str, empty_url: str, request: pytest.FixtureRequest
+) -> None:
+    printed = migrate_sql(empty_url)
+    if empty_url.startswith("sqlite"):
+        with closing(sqlite3.connect(empty_url.removeprefix("sqlite:///"))) as connection:
+            connection.executescript(printed)
+    else:
+        server: PostgresServer = request.getfixturevalue("session_postgres")
+        server.command(printed, str(make_url(empty_url).database))  # psql runs it
+    differences, indexes = await asyncio.to_thread(run_once, empty_url, _compared)
+    assert differences == []
+    assert indexes == await asyncio.to_thread(run_once, database_url, _indexes)
+    async with open_database(empty_url) as database:
+        await database.check()
+        assert await database.read(list_characters, "default") == []
+        await asyncio.to_thread(migrate, empty_url)
+        assert await database.read(list_characters, "default") != []
