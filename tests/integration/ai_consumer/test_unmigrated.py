@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.support.pipeline import Pipeline, RunningConsumer, RunningRelay, open_pipeline, settings, until
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.domain.records import DEAD_LETTER_SUFFIX, INCOMING_TOPIC, RESPONSES_TOPIC
 from duologue.store.database import run_once
 from duologue.store.migrate import migrate

@@ -15,8 +15,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url
 from tests.integration.store.scenario import NOW, Scenario
-from tests.support.postgres import PostgresServer
 
+from duologue.cluster.postgres import PostgresServer
 from duologue.domain.errors import StartRefused, StoreUnavailable
 from duologue.store.characters import list_characters
 from duologue.store.database import Database, StoreRefused, open_database, run_once
@@ -176,7 +176,7 @@ async def test_printed_statements_make_the_schema_and_migrating_then_inserts_the
             connection.executescript(printed)
     else:
         server: PostgresServer = request.getfixturevalue("session_postgres")
-        server.command(printed, str(make_url(empty_url).database))  # psql runs it
+        server.execute(printed, str(make_url(empty_url).database))  # psql runs it
     differences, indexes = await asyncio.to_thread(run_once, empty_url, _compared)
     assert differences == []
     assert indexes == await asyncio.to_thread(run_once, database_url, _indexes)
