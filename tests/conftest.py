@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.missing import needs_engine
 
 from duologue.cluster.kafka import KafkaServer
 from duologue.cluster.postgres import PostgresServer
-from duologue.cluster.server_process import EngineMissing
 from duologue.cluster.valkey import ValkeyServer
 from duologue.store.migrate import migrate
 
@@ -72,7 +71,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @contextmanager
 def _postgres() -> Iterator[PostgresServer]:
-    with _available():
+    with needs_engine():
         server = PostgresServer.temporary()
     try:
         server.start()
@@ -81,23 +80,12 @@ def _postgres() -> Iterator[PostgresServer]:
         server.remove()
 
 
-@contextmanager
-def _available() -> Iterator[None]:
-    """Skip what needs an engine that this machine does not have; in continuous integration that is a failure."""
-    try:
-        yield
-    except EngineMissing as missing:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(missing))
-
-
 @pytest.fixture(scope="session")
 def session_kafka() -> Iterator[KafkaServer]:
     """The Kafka that tests share. Take `kafka` instead: it runs."""
     with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
         server = KafkaServer(Path(folder))
-        with _available():
+        with needs_engine():
             server.prepare()
         server.start()
         yield server

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
+from tests.support.missing import needs_engine
+
+from duologue.cluster.server_process import EngineMissing
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -25,9 +26,9 @@ _PATIENCE_MS = 30_000
 def chromium() -> str:
     """Return the path of the system's Chromium."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        absent("the browser tests need Chromium: apt-get install chromium")
+    with needs_engine(from_apt_get=True):
+        if path is None:
+            raise EngineMissing("the browser tests need Chromium: apt-get install chromium")
     return path
 
 

@@ -116,7 +116,11 @@ class ServerProcess(ABC):
             raise StartRefused(f"{self.title} runs already")
         self.prepare()
         self._process = _starter.submit(self._spawn).result()
-        self._wait_for_answer()
+        try:
+            self._wait_for_answer()
+        except StartRefused:
+            self.kill()
+            raise
 
     def stop(self) -> None:
         """End it in order; a server that has not ended after `stop_seconds` is killed."""
@@ -209,12 +213,12 @@ class ServerProcess(ABC):
         process = self._running()
         if process.poll() is not None:
             return
-        for pid in [process.pid, *_children(process.pid)]:
+        for pid in [process.pid, *children(process.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
-def _children(parent: int) -> list[int]:
+def children(parent: int) -> list[int]:
     """Return a process's children as the kernel's table of processes has them."""
     children = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
