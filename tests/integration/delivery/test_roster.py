@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 from tests.support.pipeline import until
-from tests.support.valkey import ValkeyServer
 
 from duologue import __version__
+from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery import roster
 from duologue.delivery.roster import LOST_KEPT, Announced, Announcement, Present, Roster
 from duologue.engines.redis import Redis
