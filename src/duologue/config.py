@@ -65,6 +65,15 @@ class Settings(BaseSettings):
     redis_url: str = _setting("", "Redis or Valkey; empty: REDIS_HOST, else the bundled Valkey.", "Engines")
     redis_host: str = _setting("", "Host of Redis, if REDIS_URL is not set.", "Engines")
     redis_port: int = _setting(6379, "Port of Redis, with REDIS_HOST.", "Engines", ge=1, le=65535)
+    redis_password: SecretStr = _setting(
+        SecretStr(""), "Password of Redis, if it is not in REDIS_URL; its user, if any, is in REDIS_URL.", "Engines"
+    )
+    redis_ssl_ca_location: str = _setting(
+        "",
+        "File with the certificate authorities that Redis's certificate is checked against, with rediss://; empty: the "
+        "system's.",
+        "Engines",
+    )
     database_url: str = _setting(
         "", "Database, as postgresql://user:password@host/name; empty: SQLite under DATA_DIR.", "Engines"
     )

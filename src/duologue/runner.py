@@ -28,6 +28,8 @@ _OPEN_FILES: Final = 65_536
 _RESTART_SECONDS: Final = 1.0
 _LEAST_DRAIN_SECONDS: Final = 5.0
 """For a role whose turn comes when the time is over: sockets are to be closed in order even then."""
+_LEAVE_SECONDS: Final = 5.0
+"""For `run` to return once its role is drained."""
 
 
 class Role(Protocol):
@@ -208,6 +210,8 @@ class Runner:
         for role, task in zip(self._roles, working, strict=True):
             if not task.done():
                 await role.drain(max(deadline - loop.time(), _LEAST_DRAIN_SECONDS))
+                # Its last commit, and its leave of those who wait for it, come after `drain`.
+                await asyncio.wait([task], timeout=_LEAVE_SECONDS)
                 _log.info("role_drained", role=role.name)
 
 

@@ -77,6 +77,21 @@ async def test_runner_told_to_end_drains_its_roles_in_their_order() -> None:
     assert story == ["first runs", "second runs", "ready", "drain", "first drains", "second drains"]
 
 
+class _Leaving(_Role):
+    """A role that has something to say when it is drained."""
+
+    async def run(self) -> None:
+        await super().run()
+        await asyncio.sleep(0.05)
+        self._story.append(f"{self.name} has left")
+
+
+async def test_runner_lets_a_drained_role_take_its_leave_before_the_next_is_drained() -> None:
+    story: list[str] = []
+    await _run(*_runner([_Leaving("first", story), _Leaving("second", story)], story, on_ready=_terminate))
+    assert story[-4:] == ["first drains", "first has left", "second drains", "second has left"]
+
+
 async def test_runner_told_twice_ends_at_once() -> None:
     story: list[str] = []
     role = _Role("slow", story)

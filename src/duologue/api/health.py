@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import structlog
 from fastapi import APIRouter
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from duologue import __version__
+from duologue.delivery.roster import Present
+from duologue.domain.clock import rfc3339
 from duologue.domain.errors import DuologueError
 
 _log = structlog.get_logger(__name__)
@@ -25,8 +27,25 @@ Check = Callable[[], Awaitable[str | None]]
 than `ok` (a model that loads is `loading`: messages are taken meanwhile). Raises a DuologueError if it cannot."""
 
 
+Roll = Callable[[], Awaitable[Sequence[Present]]]
+"""Returns every role of every process that is known. Raises a DuologueError if nobody can tell."""
+
+
+class RoleHealth(BaseModel):
+    """A role of a process, as it was last heard of."""
+
+    role: str
+    server_id: str
+    state: str = Field(description="`ready`, `not_ready`, `draining`, or `lost`: silent for 15 s without good-bye.")
+    failing: list[str] | None = Field(default=None, description="The checks for which it is not ready.")
+    version: str
+    started_at: str
+    seen_ms_ago: int
+    counts: dict[str, int] | None = Field(default=None, description="Such as open sockets, of a websocket-server.")
+
+
 class Health(BaseModel):
-    """The process is alive."""
+    """The process is alive; where it knows of the others, how the whole stands."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -36,17 +55,25 @@ class Health(BaseModel):
                 "server_id": "chat-1",
                 "version": "0.1.0",
                 "uptime_seconds": 86.4,
-                "connections": {"sockets": 12, "users": 9},
+                "connections": {"connections": 12, "users": 9},
             }
         }
     )
 
-    status: str = Field(description="Always `ok`: a process that is not does not answer.")
+    status: str = Field(
+        description="`ok`, or `degraded`: a role has no process that is ready, or nobody can tell. The answer has "
+        "status 200 either way: it is this process that answers."
+    )
     service: str = Field(description="The role, or `duologue` for all in one process.")
     server_id: str
     version: str
     uptime_seconds: float
     connections: dict[str, int] = Field(description="Open sockets of this process, and the users that hold them.")
+    roles: list[RoleHealth] | None = Field(
+        default=None, description="By the api and the embedded mode: every role of every process that is known."
+    )
+    missing: list[str] | None = Field(default=None, description="Roles without a process that is ready.")
+    detail: str | None = Field(default=None, description="Why the roles are not known.")
 
 
 class CheckState(BaseModel):
@@ -72,6 +99,15 @@ class Readiness(BaseModel):
     checks: dict[str, CheckState]
 
 
+class _Whole(NamedTuple):
+    """How all processes together stand: fields of `Health`."""
+
+    status: str
+    roles: list[RoleHealth] | None = None
+    missing: list[str] | None = None
+    detail: str | None = None
+
+
 class _Checked:
     """The outcome of a check beside whether it lets the process be ready."""
 
@@ -88,6 +124,8 @@ def router(
     server_id: str,
     checks: Mapping[str, Check],
     connections: Callable[[], Mapping[str, int]] = dict,
+    roll: Roll | None = None,
+    needed: Sequence[str] = (),
     uptime_clock: Callable[[], float] = time.monotonic,
 ) -> APIRouter:
     """Serve `/health`, `/ready` and `/metrics`, open to all.
@@ -96,20 +134,26 @@ def router(
         service: the role's name, or `duologue` for all in one process.
         checks: a dependency's name and how to look at it; all are looked at together, each for at most 2 s.
         connections: the counts that `/health` shows.
+        roll: how to learn of the roles of all processes; None: `/health` is about this process alone.
+        needed: the roles of which the whole needs at least one that is ready.
         uptime_clock: seconds, from any start.
     """
     started_at = uptime_clock()
     api = APIRouter(tags=["Operations"])
 
-    @api.get("/health", summary="Is the process alive?")
+    @api.get("/health", summary="Is the process alive, and who else is?", response_model_exclude_none=True)
     async def health() -> Health:
+        whole = _Whole(status="ok") if roll is None else await _whole(roll, needed)
         return Health(
-            status="ok",
+            status=whole.status,
             service=service,
             server_id=server_id,
             version=__version__,
             uptime_seconds=round(uptime_clock() - started_at, 3),
             connections=dict(connections()),
+            roles=whole.roles,
+            missing=whole.missing,
+            detail=whole.detail,
         )
 
     @api.get("/ready", summary="Can it do its work?", response_model=Readiness, responses={503: {"model": Readiness}})
@@ -124,6 +168,41 @@ def router(
         return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return api
+
+
+async def failing(checks: Mapping[str, Check]) -> list[str]:
+    """Return the names of the checks for which `/ready` would answer 503."""
+    outcomes = await asyncio.gather(*(_look(name, check) for name, check in checks.items()))
+    return [name for name, outcome in zip(checks, outcomes, strict=True) if not outcome.ok]
+
+
+async def _whole(roll: Roll, needed: Sequence[str]) -> _Whole:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+            present = await roll()
+    except TimeoutError:
+        return _Whole(
+            "degraded", detail=f"the roles are not known: Redis does not answer in {CHECK_TIMEOUT_SECONDS:g} s"
+        )
+    except DuologueError as error:
+        return _Whole("degraded", detail=f"the roles are not known: {error}")
+    ready = {each.announced.role for each in present if each.state == "ready"}
+    missing = [role for role in needed if role not in ready]
+    return _Whole("degraded" if missing else "ok", [_role_health(each) for each in present], missing or None)
+
+
+def _role_health(present: Present) -> RoleHealth:
+    said = present.announced
+    return RoleHealth(
+        role=said.role,
+        server_id=said.server_id,
+        state=present.state,
+        failing=list(said.failing) or None,
+        version=said.version,
+        started_at=rfc3339(said.started_at),
+        seen_ms_ago=present.seen_ms_ago,
+        counts=dict(said.counts) or None,
+    )
 
 
 async def _readiness(checks: Mapping[str, Check]) -> Response:

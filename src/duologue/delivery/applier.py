@@ -12,7 +12,7 @@ import structlog
 
 from duologue.delivery.stream import POISONED, Applied, DurableFrame, UserStreams
 from duologue.delivery.tasks import Tasks
-from duologue.domain.errors import RedisUnavailable, StartRefused
+from duologue.domain.errors import RedisUnavailable
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import RedisCommandError
 from duologue.observability import metrics
@@ -108,7 +108,7 @@ class OrderedApplier:
         while True:
             try:
                 return await self._streams.apply(user, frames)
-            except (RedisUnavailable, StartRefused) as error:  # StartRefused: a password that is changed under way
+            except RedisUnavailable as error:
                 if delay == _LONGEST_DELAY_SECONDS:
                     _log.warning("apply_waits", tenant=user.tenant, user=user.user_id, error=str(error))
             metrics.APPLY_RETRIES.inc()

@@ -15,7 +15,7 @@ from duologue.delivery.names import EventPosition, names_of, parse_event_id
 from duologue.delivery.publication import REVOKED, parse
 from duologue.delivery.stream import AttachReply, UserStreams
 from duologue.delivery.tasks import Tasks
-from duologue.domain.errors import DuologueError, RedisUnavailable, StartRefused
+from duologue.domain.errors import DuologueError, RedisUnavailable
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Subscription
 from duologue.observability import metrics
@@ -260,7 +260,7 @@ class Hub:
                 if await self._ask(attachment):
                     return
                 delay = _FIRST_DELAY_SECONDS
-            except (RedisUnavailable, StartRefused):  # StartRefused: a password that is changed under way
+            except RedisUnavailable:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
             except Exception:

@@ -33,11 +33,20 @@ MAX_IN_FLIGHT: Final = 65_536
 _TEMPORARY: Final = frozenset(
     ["LOADING", "OOM", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS"],
 )
-_REFUSED: Final = ("WRONGPASS", "NOAUTH", "NOPERM")
+_DENIED: Final = ("WRONGPASS", "NOAUTH", "NOPERM")
+_DENIED_IN_SCRIPT: Final = "ACL failure in script"
 
 
 class RedisCommandError(Permanent):
     """Redis answered a command with an error that repeating it will not change."""
+
+
+class RedisDenied(RedisUnavailable):
+    """Redis does not let this user do that. The data is not at fault, and operators can mend it: so it is repeated."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(f"Redis does not allow it: {answer}")
+        self.answer = answer
 
 
 class Script:
@@ -67,7 +76,7 @@ class _Call:
 class _Wire(asyncio.Protocol):
     """Bytes in and out of one connection: replies go to `on_reply` in order, its end to `on_lost`."""
 
-    def __init__(self, on_reply: Callable[[Reply], None], on_lost: Callable[[_Wire], None]) -> None:
+    def __init__(self, on_reply: Callable[[Reply], None], on_lost: Callable[[_Wire, Exception | None], None]) -> None:
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._reader = hiredis.Reader()
@@ -79,7 +88,7 @@ class _Wire(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # a stream connection has a stream transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost(self)
+        self._on_lost(self, exc)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -123,7 +132,7 @@ class _Connection:
 
         Raises:
             RedisUnavailable: nothing answers, and it may not be away.
-            StartRefused: it answers and refuses the password.
+            StartRefused: it answers and refuses user or password, or its certificate is not to be trusted.
         """
         try:
             await self._connect()
@@ -171,9 +180,18 @@ class _Connection:
         else:
             call.future.set_result(reply)
 
-    def _on_lost(self, wire: _Wire) -> None:
+    def _on_lost(self, wire: _Wire, error: Exception | None) -> None:
         if wire is self._wire:  # else it is the end of one that was dropped, and another may be up already
-            self._drop("the connection to Redis was lost")
+            self._drop(f"the connection to Redis was lost{f': {error}' if error else ''}{self._hint}")
+
+    @property
+    def _hint(self) -> str:
+        """What may be wrong where a server closes before it has answered the greeting."""
+        if self.connected.is_set() or self._address.path:
+            return ""
+        if self._address.tls is None:
+            return "; if it wants TLS, its address begins with rediss://"
+        return "; if it asks for a certificate of this client, the address names one by ssl_certfile"
 
     def _drop(self, why: str) -> None:
         """Close the connection and fail what waits on it: whether it took effect is not known."""
@@ -218,12 +236,9 @@ class _Connection:
             async with asyncio.timeout(self._timeout):
                 self._wire = await self._open_wire()
                 await self._greet()
-        except (OSError, TimeoutError, ssl.SSLError) as error:
+        except (OSError, DuologueError) as error:  # OSError: those of TLS and of time too
             self._drop("no connection")
-            raise RedisUnavailable(f"Redis does not answer: {str(error) or type(error).__name__}") from error
-        except DuologueError:
-            self._drop("no connection")
-            raise
+            raise _greeting_error(error) from error
         self.connected.set()
 
     async def _open_wire(self) -> _Wire:
@@ -364,9 +379,29 @@ def _error_of(text: str) -> DuologueError:
     code = text.split(" ", 1)[0]
     if code in _TEMPORARY:
         return RedisUnavailable(f"Redis refuses for now: {text}")
-    if code in _REFUSED:
-        return StartRefused(f"Redis refuses the connection: {text}")
+    if code in _DENIED or _DENIED_IN_SCRIPT in text:
+        return RedisDenied(text)
     return RedisCommandError(text)
+
+
+def _greeting_error(error: OSError | DuologueError) -> DuologueError:
+    """Return what tells why there is no connection: for whoever starts a program, and for the log."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return StartRefused(
+                f"the certificate of Redis is not trusted: {error.verify_message}"
+                " (REDIS_SSL_CA_LOCATION names the authorities to trust)"
+            )
+        case ssl.SSLError():
+            return RedisUnavailable(f"no TLS with Redis: {error}; an address without TLS begins with redis://")
+        case OSError():
+            return RedisUnavailable(f"Redis does not answer: {str(error) or type(error).__name__}")
+        case RedisDenied():
+            return StartRefused(f"Redis refuses the connection: {error.answer}")
+        case RedisCommandError():
+            return StartRefused(f"Redis refuses the connection: {error}")
+        case _:
+            return error
 
 
 def _run_id(info: bytes) -> str:

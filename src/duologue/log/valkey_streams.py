@@ -19,7 +19,7 @@ import structlog
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import LogUnavailable, OwnershipLost, RedisUnavailable, StartRefused
 from duologue.domain.records import DEAD_LETTER_SUFFIX
-from duologue.engines.redis import Redis, RedisCommandError, Reply, Script
+from duologue.engines.redis import Redis, RedisCommandError, RedisDenied, Reply, Script
 from duologue.log.port import LogRecord, Partition, PartitionListener
 from duologue.log.valkey_lock import LOCK_SCRIPTS, Lock, LockTimes, held_lock
 from duologue.observability import metrics
@@ -82,7 +82,7 @@ async def _check_durability(redis: Redis) -> None:
     for name, required in _REQUIRED.items():
         try:
             reply = await redis.call("CONFIG", "GET", name)
-        except RedisCommandError as error:
+        except (RedisCommandError, RedisDenied) as error:
             raise StartRefused(f"the log's server does not tell whether {name} is {required}: {error}") from error
         value = reply[1].decode() if reply else "unknown"
         if value != required:
