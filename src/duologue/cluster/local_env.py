@@ -21,11 +21,11 @@ LOCAL_ENV: Final = Path("deploy/local.env")
 _MOST: Final = 50
 """Processes of one role at most: the ports of the roles lie so far apart and more."""
 
-_FIRST_LINE: Final = (
-    "# The cluster on one machine (`make start-all`): its ports, how many processes of each role, its folder.\n"
-    "# The environment wins over this file: `NGINX_PORT=9080 make start-all`. After a change `make start-all` applies it.\n"
-    "# Settings of Duologue itself, such as the model's provider, stand in `.env` (see .env.example)."
-)
+_FIRST_LINE: Final = """\
+# The cluster on one machine (`make start-all`): its ports, how many processes of each role, its folder. With Docker the
+# same names mean the same; the folder and the ports inside are then Docker's own.
+# The environment wins over this file (`NGINX_PORT=9080 make start-all`). `make start-all` also applies changes.
+# Settings of Duologue itself, such as the model's provider, stand in `.env` (see .env.example)."""
 
 
 def _declared(default: Any, description: str, group: str, **bounds: Any) -> Any:
@@ -67,7 +67,9 @@ class LocalEnv(BaseSettings):
     kafka_controller_port: int = _port(19093, "Kafka's controller.", "Ports inside")
     valkey_port: int = _port(16379, "Valkey.", "Ports inside")
     model_port: int = _port(18500, "The built-in model; it is served only if `.env` names no provider.", "Ports inside")
-    websocket_server_port: int = _port(18100, "The first websocket-server; each further one takes the next.", "Ports inside")
+    websocket_server_port: int = _port(
+        18100, "The first websocket-server; each further one takes the next.", "Ports inside"
+    )
     ai_consumer_port: int = _port(18200, "The first ai-consumer.", "Ports inside")
     message_relay_port: int = _port(18300, "The first message-relay.", "Ports inside")
     api_port: int = _port(18400, "The first api.", "Ports inside")

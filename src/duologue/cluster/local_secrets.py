@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 from duologue.cluster.server_process import write_private
 from duologue.domain.errors import StartRefused
 
-_NAME: Final = "secrets.env"
+SECRETS: Final = "secrets.env"
 _GIVEN_ONCE: Final = ("POSTGRES_PASSWORD", "REDIS_PASSWORD")
 """An operator may choose these by the environment before the first start."""
 
@@ -38,16 +38,16 @@ def local_secrets(folder: Path, environment: Mapping[str, str] = os.environ) -> 
     Raises:
         StartRefused: the environment names another password than the engine was made with.
     """
-    kept = dotenv_values(folder / _NAME, interpolate=False)
+    kept = dotenv_values(folder / SECRETS, interpolate=False)
     values = {name.upper(): kept.get(name.upper()) for name in LocalSecrets.__dataclass_fields__}
     for name in _GIVEN_ONCE:
         given = environment.get(name)
         if given and values[name] not in (None, given):
-            raise StartRefused(f"{name} is not the one this cluster was made with ({folder / _NAME}): unset it")
+            raise StartRefused(f"{name} is not the one this cluster was made with ({folder / SECRETS}): unset it")
         values[name] = values[name] or given
     complete = {name: value or secrets.token_urlsafe(36) for name, value in values.items()}
     if complete != kept:
-        _write(folder / _NAME, complete)
+        _write(folder / SECRETS, complete)
     return LocalSecrets(**{name.lower(): value for name, value in complete.items()})
 
 

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-import xmlrpc.client  # noqa: S411  # it talks to a process of the same user
+import xmlrpc.client
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -217,11 +217,11 @@ class Supervisor:
         Raises:
             StartRefused: there is no safe place for its socket.
         """
-        mode = 0o711 if any(program.user is not None for program in programs) else 0o700
-        for folder in (self.folder, self.folder / _SCRIPTS):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(mode)  # another user's script lies there, readable for that user alone
-        self.logs.mkdir(mode=0o700, exist_ok=True)
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scripts = self.folder / _SCRIPTS
+        scripts.mkdir(exist_ok=True)
+        # Another user's script may lie there, readable for that user alone.
+        scripts.chmod(0o711 if any(program.user is not None for program in programs) else 0o700)
         for program in programs:
             path = self.folder / _script_path(program)
             write_private(path, program.script())
@@ -322,7 +322,10 @@ class Supervisor:
         """End supervisord, which stops what still runs, and return when it has ended."""
         if self.running:
             self._answer("shutdown")
-        while self.running or (self.folder / _PID).exists():  # which it removes last
+        while self.running:
+            time.sleep(_POLL_SECONDS)
+        deadline = time.monotonic() + _CALL_SECONDS
+        while (self.folder / _PID).exists() and time.monotonic() < deadline:  # it removes that last
             time.sleep(_POLL_SECONDS)
 
     def _answer(self, method: str, *arguments: Any, unless: int = 0) -> Any:
@@ -334,7 +337,9 @@ class Supervisor:
                 return None
             raise StartRefused(f"supervisord refuses {method}: {fault.faultString}") from fault
         except OSError as error:
-            raise StartRefused(f"supervisord does not answer ({error}); its log is {self.logs / _OWN_LOG}.log") from error
+            raise StartRefused(
+                f"supervisord does not answer ({error}); its log is {self.logs / _OWN_LOG}.log"
+            ) from error
 
     def _call(self, method: str, *arguments: Any) -> Any:
         transport = _UnixTransport(self._socket(), self._password)
