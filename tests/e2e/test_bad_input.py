@@ -14,7 +14,8 @@ from tests.support.model_server import ModelServer
 from tests.support.socket_client import Client, connected
 from websockets.asyncio.client import connect
 
-from duologue.bench.system import EmbeddedSystem
+from duologue.bench.process import DuologueProcess
+from duologue.bench.system import System
 
 
 @pytest.fixture
@@ -23,14 +24,14 @@ def system_settings() -> dict[str, str]:
     return {}
 
 
-async def _guest(system: EmbeddedSystem, name: str) -> str:
+async def _guest(system: System, name: str) -> str:
     async with aiohttp.ClientSession() as session, session.post(f"{system.url}/token?userid={name}") as response:
         token: str = (await response.json())["token"]
         return token
 
 
 @asynccontextmanager
-async def _bystander(system: EmbeddedSystem, model_server: ModelServer) -> AsyncIterator[None]:
+async def _bystander(system: System, model_server: ModelServer) -> AsyncIterator[None]:
     """Another user, who is being answered all the while and gets the whole answer in order."""
     await model_server.configure(tokens=60, tps=60)
     async with connected(system.ws_url, await _guest(system, "bystander")) as client:
@@ -62,10 +63,10 @@ BAD_FRAMES: list[tuple[str | bytes, str]] = [
 ]
 
 
-async def test_bad_frames_are_named_and_the_socket_lives(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
+async def test_bad_frames_are_named_and_the_socket_lives(system: System, model_server: ModelServer) -> None:
     async with (
-        _bystander(embedded, model_server),
-        connected(embedded.ws_url, await _guest(embedded, "ann")) as client,
+        _bystander(system, model_server),
+        connected(system.ws_url, await _guest(system, "ann")) as client,
     ):
         for text, code in BAD_FRAMES:
             await client.send_text(text)
@@ -89,20 +90,20 @@ ODD_TEXTS = [
 ]
 
 
-async def test_odd_texts_come_back_as_they_were(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
+async def test_odd_texts_come_back_as_they_were(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=1, echo=True)
-    async with connected(embedded.ws_url, await _guest(embedded, "ann"), conversation_id="new") as client:
+    async with connected(system.ws_url, await _guest(system, "ann"), conversation_id="new") as client:
         for text in ODD_TEXTS:
             await client.send_text(json.dumps({"type": "message", "content": text}, ensure_ascii=False))
             assert (await client.until("echo"))["content"] == text
             assert text in (await client.until("response"))["content"]
 
 
-async def test_frame_of_a_megabyte_closes_with_1009(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
-    token = await _guest(embedded, "ann")
-    async with _bystander(embedded, model_server):
+async def test_frame_of_a_megabyte_closes_with_1009(system: System, model_server: ModelServer) -> None:
+    token = await _guest(system, "ann")
+    async with _bystander(system, model_server):
         for size in (64 * 1024 + 1, 1024 * 1024):
-            async with connected(embedded.ws_url, token) as client:
+            async with connected(system.ws_url, token) as client:
                 await client.send_text("x" * size)
                 assert await client.closed() == 1009
 
@@ -114,9 +115,9 @@ async def _end(url: str) -> tuple[str, int]:
         return error["code"], await client.closed()
 
 
-async def test_bad_tokens_are_told_why_before_the_close(embedded: EmbeddedSystem) -> None:
-    secret = (embedded.data_dir / "jwt_secret").read_text()
-    token = await _guest(embedded, "ann")
+async def test_bad_tokens_are_told_why_before_the_close(system: System) -> None:
+    secret = system.jwt_secret
+    token = await _guest(system, "ann")
     expired = jwt.encode({"sub": "ann", "exp": 1_700_000_000}, secret, algorithm="HS256")
     forged = jwt.encode({"sub": "ann", "exp": 4_000_000_000}, "x" * 40, algorithm="HS256")
     ends = {
@@ -129,15 +130,13 @@ async def test_bad_tokens_are_told_why_before_the_close(embedded: EmbeddedSystem
         f"/ws/nobody?token={token}": ("character_not_found", 1008),
     }
     for path, end in ends.items():
-        assert await _end(embedded.ws_url + path) == end, path
+        assert await _end(system.ws_url + path) == end, path
 
 
-async def test_eleventh_socket_of_one_user_closes_the_oldest(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
-    token = await _guest(embedded, "ann")
-    async with _bystander(embedded, model_server), AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(embedded.ws_url, token)) for _ in range(11)]
+async def test_eleventh_socket_of_one_user_closes_the_oldest(system: System, model_server: ModelServer) -> None:
+    token = await _guest(system, "ann")
+    async with _bystander(system, model_server), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(system.ws_url, token)) for _ in range(11)]
         assert (await clients[0].receive())["code"] == "too_many_connections"
         assert await clients[0].closed() == 4429
         for client in clients[1:]:
@@ -145,11 +144,11 @@ async def test_eleventh_socket_of_one_user_closes_the_oldest(
 
 
 async def test_hundred_messages_a_second_are_limited_for_that_user_alone(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
     async with (
-        _bystander(embedded, model_server),
-        connected(embedded.ws_url, await _guest(embedded, "ann")) as client,
+        _bystander(system, model_server),
+        connected(system.ws_url, await _guest(system, "ann")) as client,
     ):
         for number in range(100):
             await client.send(type="message", id=f"{number}", content="Hello")
@@ -171,27 +170,28 @@ def _memory_kb(pid: int) -> int:
 
 
 async def test_client_that_never_reads_is_closed_with_1013_and_memory_stays_bounded(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
-    token = await _guest(embedded, "ann")
+    token = await _guest(system, "ann")
     async with (
-        _bystander(embedded, model_server),
-        connected(embedded.ws_url, token) as slow,
-        connected(embedded.ws_url, token) as talker,
+        _bystander(system, model_server),
+        connected(system.ws_url, token) as slow,
+        connected(system.ws_url, token) as talker,
     ):
-        before = _memory_kb(embedded.pid)
+        server = system.server(slow.connection["server_id"])
+        before = _memory_kb(server.pid)
         slow.socket.transport.pause_reading()
         text = json.dumps({"type": "ping", "id": "x" * 64})  # whose answers nobody reads
         async with aiohttp.ClientSession() as session:
-            while not await _slow_readers(session, embedded):
+            while not await _slow_readers(session, server):
                 for _ in range(1000):
                     await slow.send_text(text)
         slow.socket.transport.resume_reading()
         assert await slow.closed() == 1013
-        assert _memory_kb(embedded.pid) - before < 64 * 1024
+        assert _memory_kb(server.pid) - before < 64 * 1024
         await talker.ping()
 
 
-async def _slow_readers(session: aiohttp.ClientSession, system: EmbeddedSystem) -> bool:
-    async with session.get(f"{system.url}/metrics") as response:
+async def _slow_readers(session: aiohttp.ClientSession, server: DuologueProcess) -> bool:
+    async with session.get(f"{server.url}/metrics") as response:
         return "duologue_slow_readers_total 1.0" in await response.text()

@@ -13,7 +13,7 @@ from tests.support.browser import open_browser, open_page
 from tests.support.model_server import ModelServer
 
 import duologue.api
-from duologue.bench.system import EmbeddedSystem
+from duologue.bench.system import System
 from duologue.client.conversation_view import ConversationView
 
 pytestmark = pytest.mark.browser
@@ -27,10 +27,10 @@ async def context() -> AsyncIterator[BrowserContext]:
 
 
 async def test_page_shows_the_reply_as_it_is_written(
-    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
+    system: System, model_server: ModelServer, context: BrowserContext
 ) -> None:
     await model_server.configure(tokens=40, tps=30, echo=True)
-    page = await open_page(context, embedded.url)
+    page = await open_page(context, system.url)
     await page.say("How are you?")
     await page.until_writing(characters=20)
     shown = await page.reply_texts.first.text_content() or ""
@@ -43,10 +43,10 @@ async def test_page_shows_the_reply_as_it_is_written(
 
 
 async def test_page_reloaded_in_the_middle_of_a_reply_shows_it_whole_and_once(
-    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
+    system: System, model_server: ModelServer, context: BrowserContext
 ) -> None:
     await model_server.configure(tokens=60, tps=30, echo=True)
-    page = await open_page(context, embedded.url)
+    page = await open_page(context, system.url)
     await page.say("Tell me more")
     await page.until_writing(characters=30)
     await page.page.reload()
@@ -60,16 +60,16 @@ async def test_page_reloaded_in_the_middle_of_a_reply_shows_it_whole_and_once(
 
 
 async def test_page_reconnects_after_a_crash_and_the_reply_is_whole_and_once(
-    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
+    system: System, model_server: ModelServer, context: BrowserContext
 ) -> None:
     await model_server.configure(tokens=60, tps=30, echo=True)
-    page = await open_page(context, embedded.url)
+    page = await open_page(context, system.url)
     await page.say("Hold on")
     await page.until_writing(characters=30)
-    await embedded.kill()
+    await system.kill()
     await page.until_state("reconnecting")
     await model_server.configure(tps=200)
-    await embedded.start()
+    await system.start()
     await page.until_state("open")
     text = await page.until_complete()
     assert text.count("Hold on") == 1
@@ -78,26 +78,24 @@ async def test_page_reconnects_after_a_crash_and_the_reply_is_whole_and_once(
 
 
 async def test_message_written_while_the_server_is_away_is_sent_when_it_is_back(
-    embedded: EmbeddedSystem, context: BrowserContext
+    system: System, context: BrowserContext
 ) -> None:
-    page = await open_page(context, embedded.url)
+    page = await open_page(context, system.url)
     await page.say("first")
     await page.until_complete()
-    await embedded.kill()
+    await system.kill()
     await page.until_state("reconnecting")
     await page.say("second")
     await expect(page.page.locator("[data-testid=message-user][data-phase=sending]")).to_have_count(1)
     # A reload with the message still unsent must not lose it: it is in the tab's storage.
-    await embedded.start()
+    await system.start()
     await page.page.reload()
     await page.until_complete(index=1)
     await expect(page.said).to_have_text(["first", "second"])
 
 
-async def test_reply_appears_on_every_tab(
-    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
-) -> None:
-    page = await open_page(context, embedded.url)
+async def test_reply_appears_on_every_tab(system: System, model_server: ModelServer, context: BrowserContext) -> None:
+    page = await open_page(context, system.url)
     await page.say("first")
     await page.until_complete()
     other = await open_page(context, page.page.url)
@@ -110,11 +108,11 @@ async def test_reply_appears_on_every_tab(
 
 
 async def test_markup_in_messages_and_replies_is_shown_as_it_is(
-    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
+    system: System, model_server: ModelServer, context: BrowserContext
 ) -> None:
     await model_server.configure(echo=True)
     hostile = '<img src=x onerror=alert(1)><script>alert(2)</script> **bold** & "quotes"'
-    page = await open_page(context, embedded.url)
+    page = await open_page(context, system.url)
     await page.say(hostile)
     assert hostile in await page.until_complete()
     await expect(page.said).to_have_text([hostile])
@@ -122,8 +120,8 @@ async def test_markup_in_messages_and_replies_is_shown_as_it_is(
     assert page.errors == []
 
 
-async def test_conversations_are_kept_apart(embedded: EmbeddedSystem, context: BrowserContext) -> None:
-    page = await open_page(context, embedded.url)
+async def test_conversations_are_kept_apart(system: System, context: BrowserContext) -> None:
+    page = await open_page(context, system.url)
     await page.page.locator("[data-testid=character][data-slug=creative]").click()
     await page.say("about poems")
     await page.until_complete()
@@ -140,16 +138,16 @@ async def test_conversations_are_kept_apart(embedded: EmbeddedSystem, context: B
     await expect(page.page.locator("h1")).to_contain_text("Creative")
 
 
-async def test_message_too_long_cannot_be_sent(embedded: EmbeddedSystem, context: BrowserContext) -> None:
-    page = await open_page(context, embedded.url)
+async def test_message_too_long_cannot_be_sent(system: System, context: BrowserContext) -> None:
+    page = await open_page(context, system.url)
     await page.input.fill("x" * 8001)
     await expect(page.page.get_by_test_id("send")).to_be_disabled()
     await page.input.fill("x" * 8000)
     await expect(page.page.get_by_test_id("send")).to_be_enabled()
 
 
-async def test_page_works_from_the_keyboard_and_on_a_phone(embedded: EmbeddedSystem, context: BrowserContext) -> None:
-    page = await open_page(context, embedded.url)
+async def test_page_works_from_the_keyboard_and_on_a_phone(system: System, context: BrowserContext) -> None:
+    page = await open_page(context, system.url)
     await page.page.set_viewport_size({"width": 360, "height": 640})
     await expect(page.input).to_be_focused()  # it is offered first; the page is at rest then
     await page.page.locator("[data-testid=character][aria-checked=true]").focus()

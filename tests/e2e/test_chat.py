@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from tests.support.model_server import ModelServer
 
-from duologue.bench.system import EmbeddedSystem, free_port
+from duologue.bench.process import free_port
+from duologue.bench.system import System
 
 _DUOLOGUE = (sys.executable, "-m", "duologue.cli", "chat", "--url")
 _TOKENS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([^\r])", re.DOTALL)
@@ -116,32 +117,32 @@ async def terminal(url: str, home: dict[str, str], *options: str) -> AsyncIterat
 
 
 async def test_pipe_prints_the_answer_and_nothing_else(
-    embedded: EmbeddedSystem, model_server: ModelServer, home: dict[str, str]
+    system: System, model_server: ModelServer, home: dict[str, str]
 ) -> None:
     await model_server.configure(echo=True)
-    code, out, err = await pipe(embedded.url, "grüß\nGott\n".encode(), home)
+    code, out, err = await pipe(system.url, "grüß\nGott\n".encode(), home)
     assert (code, err) == (0, "")
     assert "grüß\nGott" in out
     assert out.endswith("\n")
     assert "\x1b" not in out
 
 
-async def test_pipe_stays_the_same_guest(embedded: EmbeddedSystem, home: dict[str, str]) -> None:
+async def test_pipe_stays_the_same_guest(system: System, home: dict[str, str]) -> None:
     for _ in range(2):
-        code, out, err = await pipe(embedded.url, b"hi", home)
+        code, out, err = await pipe(system.url, b"hi", home)
         assert (code, err) == (0, "")
         assert out
 
 
-async def test_pipe_tells_errors_in_words_and_exits_with_1(embedded: EmbeddedSystem, home: dict[str, str]) -> None:
-    await _refuses(embedded, home, b"", words="nothing to send")
-    await _refuses(embedded, home, b"x" * 9000, words="refused")
-    await _refuses(embedded, home, b"hi", "--character", "nobody", words="character")
-    await _refuses(embedded, home, b"hi", "--conversation", "nothing", words="conversation")
-    await _refuses(embedded, home, b"hi", "--user", "not a name", words="cannot be a user")
+async def test_pipe_tells_errors_in_words_and_exits_with_1(system: System, home: dict[str, str]) -> None:
+    await _refuses(system, home, b"", words="nothing to send")
+    await _refuses(system, home, b"x" * 9000, words="refused")
+    await _refuses(system, home, b"hi", "--character", "nobody", words="character")
+    await _refuses(system, home, b"hi", "--conversation", "nothing", words="conversation")
+    await _refuses(system, home, b"hi", "--user", "not a name", words="cannot be a user")
 
 
-async def _refuses(system: EmbeddedSystem, home: dict[str, str], said: bytes, *options: str, words: str) -> None:
+async def _refuses(system: System, home: dict[str, str], said: bytes, *options: str, words: str) -> None:
     code, out, err = await pipe(system.url, said, home, *options)
     assert (code, out) == (1, "")
     assert words in err
@@ -149,12 +150,10 @@ async def _refuses(system: EmbeddedSystem, home: dict[str, str], said: bytes, *o
     assert err.count("\n") == 1
 
 
-async def test_name_of_another_guest_is_told_in_words(
-    embedded: EmbeddedSystem, home: dict[str, str], tmp_path: Path
-) -> None:
-    await pipe(embedded.url, b"hi", home, "--user", "ada")
+async def test_name_of_another_guest_is_told_in_words(system: System, home: dict[str, str], tmp_path: Path) -> None:
+    await pipe(system.url, b"hi", home, "--user", "ada")
     other = {**home, "XDG_CONFIG_HOME": str(tmp_path / "other")}
-    code, _, err = await pipe(embedded.url, b"hi", other, "--user", "ada")
+    code, _, err = await pipe(system.url, b"hi", other, "--user", "ada")
     assert code == 1
     assert "ada belongs to somebody else" in err
 
@@ -169,12 +168,12 @@ async def test_server_that_is_not_there_is_told_in_one_sentence(home: dict[str, 
 
 
 async def test_terminal_streams_wraps_and_ends_with_ctrl_d(
-    embedded: EmbeddedSystem, model_server: ModelServer, home: dict[str, str]
+    system: System, model_server: ModelServer, home: dict[str, str]
 ) -> None:
     await model_server.configure(tokens=30, tps=60, echo=True)
-    async with terminal(embedded.url, home) as chat:
+    async with terminal(system.url, home) as chat:
         header = await chat.until_prompt()
-        assert embedded.url in header
+        assert system.url in header
         assert "Assistant" in header
         chat.press("How are yoX\x7fu?\r")
         text = await chat.until_prompt(2)
@@ -184,16 +183,16 @@ async def test_terminal_streams_wraps_and_ends_with_ctrl_d(
     assert all(len(line) <= 60 for line in text.splitlines() if "›" not in line)  # noqa: RUF001
 
 
-async def test_terminal_shows_the_history_at_the_start(embedded: EmbeddedSystem, home: dict[str, str]) -> None:
-    await pipe(embedded.url, b"remember me", home)
-    async with terminal(embedded.url, home) as chat:
+async def test_terminal_shows_the_history_at_the_start(system: System, home: dict[str, str]) -> None:
+    await pipe(system.url, b"remember me", home)
+    async with terminal(system.url, home) as chat:
         assert "remember me" in await chat.until_prompt()
         chat.press("/quit\r")
         assert await chat.ended() == 0
 
 
-async def test_terminal_commands_answer(embedded: EmbeddedSystem, home: dict[str, str]) -> None:
-    async with terminal(embedded.url, home) as chat:
+async def test_terminal_commands_answer(system: System, home: dict[str, str]) -> None:
+    async with terminal(system.url, home) as chat:
         await chat.until_prompt()
         chat.press("/help\r")
         await chat.until(lambda text: "another conversation" in text)
@@ -210,10 +209,10 @@ async def test_terminal_commands_answer(embedded: EmbeddedSystem, home: dict[str
 
 
 async def test_ctrl_c_during_a_reply_returns_to_the_prompt_and_at_the_prompt_ends(
-    embedded: EmbeddedSystem, model_server: ModelServer, home: dict[str, str]
+    system: System, model_server: ModelServer, home: dict[str, str]
 ) -> None:
     await model_server.configure(tokens=200, tps=20, echo=True)
-    async with terminal(embedded.url, home) as chat:
+    async with terminal(system.url, home) as chat:
         await chat.until_prompt()
         chat.press("a long story\r")
         await chat.until(lambda text: text.count("a long story") >= 3)
@@ -226,17 +225,17 @@ async def test_ctrl_c_during_a_reply_returns_to_the_prompt_and_at_the_prompt_end
 
 
 async def test_terminal_reconnects_by_itself_and_says_so(
-    embedded: EmbeddedSystem, model_server: ModelServer, home: dict[str, str]
+    system: System, model_server: ModelServer, home: dict[str, str]
 ) -> None:
     await model_server.configure(tokens=60, tps=30, echo=True)
-    async with terminal(embedded.url, home) as chat:
+    async with terminal(system.url, home) as chat:
         await chat.until_prompt()
         chat.press("go on\r")
         await chat.until(lambda text: len(text.rpartition("go on")[2]) > 20)
-        await embedded.kill()
+        await system.kill()
         await chat.until(lambda text: "connection was lost" in text)
         await model_server.configure(tps=200)
-        await embedded.start()
+        await system.start()
         await chat.until(lambda text: "(connected again)" in text)
         await chat.until_prompt(2)
         assert chat.text.count("connecting again)") == 1

@@ -11,7 +11,7 @@ from typing import Any
 from tests.support.model_server import ModelServer
 from tests.support.witness import Witness, witness
 
-from duologue.bench.system import EmbeddedSystem
+from duologue.bench.system import System
 
 _USERS = 12
 _MESSAGES = 3
@@ -55,16 +55,16 @@ async def _assert_kept(users: Sequence[Witness]) -> None:
 
 
 async def test_system_killed_in_the_middle_of_replies_answers_each_message_once(
-    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+    system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=40, tps=40, stamp=True, echo=True)
     async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, embedded.url, tmp_path)
+        users = await _witnesses(stack, system.url, tmp_path)
         _send_all(users)
         await model_server.until(lambda stats: stats["in_flight"] >= _USERS and stats["pieces"] > 100)
-        await embedded.kill()
+        await system.kill()
         await model_server.configure(tps=400)
-        await embedded.start()
+        await system.start()
         await _until_all_answered(users)
         await _assert_kept(users)
         highest = [max(user.attempts.values()) for user in users]
@@ -74,49 +74,49 @@ async def test_system_killed_in_the_middle_of_replies_answers_each_message_once(
 
 
 async def test_system_killed_right_after_acks_loses_no_message(
-    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+    system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(echo=True, stamp=True)
     async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, embedded.url, tmp_path)
+        users = await _witnesses(stack, system.url, tmp_path)
         _send_all(users)
         first = users[0]
         await first.connection.until(lambda: bool(first.acknowledged))
-        await embedded.kill()
-        await embedded.start()
+        await system.kill()
+        await system.start()
         await _until_all_answered(users)
         await _assert_kept(users)
 
 
 async def test_system_killed_again_and_again_still_answers_each_message_once(
-    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+    system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
     async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, embedded.url, tmp_path)
+        users = await _witnesses(stack, system.url, tmp_path)
         _send_all(users)
         for _ in range(3):
             asked = (await model_server.stats())["requests"]
             await model_server.until(lambda stats, asked=asked: stats["requests"] > asked)  # type: ignore[misc]
-            await embedded.kill()
-            await embedded.start()
+            await system.kill()
+            await system.start()
         await _until_all_answered(users)
         await _assert_kept(users)
 
 
 async def test_system_stopped_in_order_finishes_what_it_accepted(
-    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+    system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
     async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, embedded.url, tmp_path)
+        users = await _witnesses(stack, system.url, tmp_path)
         _send_all(users)
         await asyncio.gather(
             *(user.connection.until(lambda user=user: len(user.echoed) == _MESSAGES) for user in users)  # type: ignore[misc]
         )
-        assert await embedded.terminate() == 0
+        assert await system.terminate() == 0
         assert sum(len(user.outcomes) for user in users) == _USERS * _MESSAGES
-        await embedded.start()
+        await system.start()
         await _until_all_answered(users)
         await _assert_kept(users)
         assert {attempt for user in users for attempt in user.attempts.values()} == {1}

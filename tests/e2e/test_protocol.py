@@ -11,7 +11,7 @@ from tests.support.model_server import ModelServer
 from tests.support.socket_client import Client, connected
 from websockets.asyncio.client import connect
 
-from duologue.bench.system import EmbeddedSystem
+from duologue.bench.system import System
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def system_settings() -> dict[str, str]:
     return {"USER_RATE_LIMIT_MAX_REQUESTS": "10000", "MODEL_MAX_TRIES": "1"}
 
 
-async def guest(system: EmbeddedSystem, name: str) -> str:
+async def guest(system: System, name: str) -> str:
     """Return the token of a new guest."""
     async with aiohttp.ClientSession() as session, session.post(f"{system.url}/token?userid={name}") as response:
         token: str = (await response.json())["token"]
@@ -43,12 +43,10 @@ def _of(frames: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [frame for frame in frames if frame["type"] == kind]
 
 
-async def test_message_comes_back_as_ack_echo_deltas_and_response(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
+async def test_message_comes_back_as_ack_echo_deltas_and_response(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=30, tps=100)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client, connected(embedded.ws_url, token) as other:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client, connected(system.ws_url, token) as other:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         seen = await _until_response(client)
         seen_there = await _until_response(other)
@@ -75,26 +73,24 @@ async def test_message_comes_back_as_ack_echo_deltas_and_response(
 
 
 async def test_messages_of_a_conversation_are_answered_in_their_order(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(echo=True)
-    async with connected(embedded.ws_url, await guest(embedded, "ann")) as client:
+    async with connected(system.ws_url, await guest(system, "ann")) as client:
         for number in range(10):
             await client.send(type="message", id=f"{number}", content=f"question {number}")
         answers = [await client.until("response") for _ in range(10)]
     assert all(f"question {number}" in answer["content"] for number, answer in enumerate(answers))
 
 
-async def test_reconnecting_in_the_middle_of_a_reply_continues_it(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
+async def test_reconnecting_in_the_middle_of_a_reply_continues_it(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=60, tps=40)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         echo = await client.until("echo")
         await client.until("delta")
-    async with connected(embedded.ws_url, token, last_event_id=echo["event_id"]) as client:
+    async with connected(system.ws_url, token, last_event_id=echo["event_id"]) as client:
         assert client.connection["recovered"] is True
         snapshot = await client.receive()
         assert (snapshot["type"], snapshot["message_id"]) == ("snapshot", echo["message_id"])
@@ -106,21 +102,19 @@ async def test_reconnecting_in_the_middle_of_a_reply_continues_it(
     assert seen[-1]["content"].startswith(text)
 
 
-async def test_answer_that_came_while_nobody_was_there_is_waiting(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
+async def test_answer_that_came_while_nobody_was_there_is_waiting(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=10, tps=20)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         ack = await client.until("ack")
     await model_server.until(lambda stats: stats["completed"] == 1)
-    async with connected(embedded.ws_url, token) as client:  # a simple client: it names no last event
+    async with connected(system.ws_url, token) as client:  # a simple client: it names no last event
         assert (await client.until("response"))["message_id"] == ack["message_id"]
 
 
-async def test_message_sent_twice_is_answered_once(embedded: EmbeddedSystem, model_server: ModelServer) -> None:
-    async with connected(embedded.ws_url, await guest(embedded, "ann")) as client:
+async def test_message_sent_twice_is_answered_once(system: System, model_server: ModelServer) -> None:
+    async with connected(system.ws_url, await guest(system, "ann")) as client:
         for _ in range(2):
             await client.send(type="message", id="one", content="Hello")
         await client.send(type="message", id="two", content="Hello again")
@@ -130,9 +124,9 @@ async def test_message_sent_twice_is_answered_once(embedded: EmbeddedSystem, mod
     assert (await model_server.stats())["requests"] == 2
 
 
-async def test_older_client_that_knows_content_only_is_answered(embedded: EmbeddedSystem) -> None:
-    token = await guest(embedded, "ann")
-    async with connect(f"{embedded.ws_url}/ws/creative?token={token}") as socket:
+async def test_older_client_that_knows_content_only_is_answered(system: System) -> None:
+    token = await guest(system, "ann")
+    async with connect(f"{system.ws_url}/ws/creative?token={token}") as socket:
         client = Client(socket)
         await client.send(content="Hello")
         response = await client.until("response")
@@ -143,11 +137,11 @@ async def test_older_client_that_knows_content_only_is_answered(embedded: Embedd
 
 
 async def test_reply_that_fails_is_told_with_its_message_and_again_after_a_reconnect(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(rate_500=1.0)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         ack = await client.until("ack")
         error = await client.until("error")
@@ -159,7 +153,7 @@ async def test_reply_that_fails_is_told_with_its_message_and_again_after_a_recon
         await model_server.configure(rate_500=0.0)
         await client.send(type="message", id="two", content="Hello again")
         await client.until("response")
-    async with connected(embedded.ws_url, token, last_event_id="unreadable") as client:
+    async with connected(system.ws_url, token, last_event_id="unreadable") as client:
         assert client.connection["recovered"] is False
         assert await client.until("error") == error
 
@@ -193,15 +187,13 @@ def _assert_named_as_written(frame: dict[str, Any]) -> None:
     assert "event_id" not in frame or EVENT_ID.fullmatch(frame["event_id"]), frame
 
 
-async def test_frames_have_the_fields_that_the_protocol_names(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
+async def test_frames_have_the_fields_that_the_protocol_names(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=30, tps=60)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         seen = [client.connection, *await _until(client, "delta")]
-        async with connected(embedded.ws_url, token) as late:
+        async with connected(system.ws_url, token) as late:
             seen.append(await late.until("snapshot"))
         seen += await _until_response(client)
         await client.send(type="message", id="two", content="Hello", metadata={})
@@ -220,10 +212,10 @@ async def test_frames_have_the_fields_that_the_protocol_names(
 
 
 async def test_typing_ends_before_the_response_and_nothing_of_a_reply_follows_it(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(tokens=10, tps=100)
-    async with connected(embedded.ws_url, await guest(embedded, "ann")) as client:
+    async with connected(system.ws_url, await guest(system, "ann")) as client:
         ended: set[str] = set()
         frame: dict[str, Any] = {}
         for number in range(3):
@@ -239,10 +231,10 @@ async def test_typing_ends_before_the_response_and_nothing_of_a_reply_follows_it
 
 
 async def test_durable_frames_of_a_user_are_numbered_without_a_gap_and_replayed_as_they_were(
-    embedded: EmbeddedSystem,
+    system: System,
 ) -> None:
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         start = client.connection["event_id"]
         seen: list[dict[str, Any]] = []
         for number in range(3):
@@ -252,7 +244,7 @@ async def test_durable_frames_of_a_user_are_numbered_without_a_gap_and_replayed_
     assert [frame["type"] for frame in durable] == ["echo", "response"] * 3
     for behind in range(-1, 6):
         last = start if behind < 0 else durable[behind]["event_id"]
-        async with connected(embedded.ws_url, token, last_event_id=last) as client:
+        async with connected(system.ws_url, token, last_event_id=last) as client:
             assert (client.connection["recovered"], client.connection["event_id"]) == (True, last)
             missed = durable[behind + 1 :]
             assert [await client.receive() for _ in missed] == missed
@@ -261,18 +253,18 @@ async def test_durable_frames_of_a_user_are_numbered_without_a_gap_and_replayed_
 
 
 async def test_missed_frames_come_before_the_snapshots_of_all_replies_being_written(
-    embedded: EmbeddedSystem, model_server: ModelServer
+    system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(tokens=100, tps=20, echo=True)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         await client.send(type="message", id="two", content="Hello", character_id="creative")
         writing = {(await client.until("delta"))["message_id"]}
         while len(writing) < 2:
             writing.add((await client.until("delta"))["message_id"])
         client.socket.transport.abort()
-    async with connected(embedded.ws_url, token) as client:
+    async with connected(system.ws_url, token) as client:
         assert [(await client.receive())["type"] for _ in range(2)] == ["echo", "echo"]
         snapshots = [await client.receive() for _ in range(2)]
         assert {(frame["type"], frame["message_id"]) for frame in snapshots} == {
@@ -292,18 +284,16 @@ async def test_missed_frames_come_before_the_snapshots_of_all_replies_being_writ
     assert all(ended[message].startswith(text) for message, text in texts.items())
 
 
-async def test_what_was_told_over_the_socket_is_in_the_history(
-    embedded: EmbeddedSystem, model_server: ModelServer
-) -> None:
+async def test_what_was_told_over_the_socket_is_in_the_history(system: System, model_server: ModelServer) -> None:
     await model_server.configure(echo=True)
-    token = await guest(embedded, "ann")
-    async with connected(embedded.ws_url, token) as client:
+    token = await guest(system, "ann")
+    async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         echo, response = await client.until("echo"), await client.until("response")
     headers = {"Authorization": f"Bearer {token}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
-        session.get(f"{embedded.url}/conversations/{echo['conversation_id']}/messages") as got,
+        session.get(f"{system.url}/conversations/{echo['conversation_id']}/messages") as got,
     ):
         said, replied = (await got.json())["items"]
     assert (said["id"], said["role"], said["content"], said["metadata"]) == (

@@ -14,8 +14,9 @@ from typing import Any, Final
 import aiohttp
 
 from duologue.bench.load import LoadUser, connect_users, send_at_rate, until_answered
+from duologue.bench.process import free_port
 from duologue.bench.processes import children, cpu_seconds, resident_bytes
-from duologue.bench.system import EmbeddedSystem, embedded_system, free_port
+from duologue.bench.system import EmbeddedSystem, embedded_system
 from duologue.engines.child import child_process
 
 Figures = dict[str, Any]
