@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -24,11 +25,13 @@ from duologue.auth.secret import checked_secret, secret_of
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
 from duologue.config import Settings
 from duologue.delivery.hub import Hub
+from duologue.delivery.roster import Announcement, Counts, Roster
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
 from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
+from duologue.engines.redis_address import shared_redis_url
 from duologue.engines.valkey import bundled_valkey
 from duologue.llm.builtin import open_builtin
 from duologue.llm.openai_compatible import ModelTimeouts, open_openai_compatible
@@ -68,10 +71,15 @@ class Engines:
 class Part:
     """What one role brings into its process."""
 
-    role: Role | None
+    name: RoleName
+    role: Role | None = None
     """What runs; None for one that only answers requests."""
-    checks: Mapping[str, health.Check]
+    checks: Mapping[str, health.Check] = field(default_factory=dict)
     """What `/ready` looks at beside the engines."""
+    counts: Counts = dict
+    """What is shown of it beside its state."""
+    stop_taking: Callable[[], None] = lambda: None
+    """Called when the end begins, before anything is drained."""
     routers: Sequence[APIRouter] = ()
     root_routers: Sequence[APIRouter] = ()
 
@@ -91,22 +99,14 @@ async def run_embedded(settings: Settings) -> None:
         secret = _secret(settings, data_dir)
         model = await stack.enter_async_context(_open_model(settings, data_dir / "model.log"))
         engines = await stack.enter_async_context(_open_own_engines(settings, data_dir))
-        sockets, server = await stack.enter_async_context(_websocket_server(settings, engines, secret))
         parts = [
             _ai_consumer(settings, engines, model),
             _message_relay(settings, engines),
-            sockets,
+            await stack.enter_async_context(_websocket_server(settings, engines, secret)),
             _api(settings, engines, secret),
         ]
-        runner = Runner(
-            roles=[part.role for part in parts if part.role is not None],
-            server=http_server(_app("duologue", settings, engines, parts, server), settings, SocketProtocol),
-            listener=listener,
-            drain_seconds=settings.drain_seconds,
-            on_ready=partial(_announce, settings, listener.getsockname()[1], model, data_dir, began),
-            on_drain=server.stop_taking,
-        )
-        await runner.run()
+        on_ready = partial(_announce, settings, listener.getsockname()[1], model, data_dir, began)
+        await _runner("duologue", settings, engines, parts, listener, on_ready).run()
 
 
 async def run_role(name: RoleName, settings: Settings) -> None:
@@ -120,26 +120,20 @@ async def run_role(name: RoleName, settings: Settings) -> None:
     _set_up_process(settings)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
-        engines = await stack.enter_async_context(_open_engines(settings, _redis_url(settings), settings.database_url))
-        server: WebSocketServer | None = None
+        engines = await stack.enter_async_context(
+            _open_engines(settings, shared_redis_url(settings), settings.database_url)
+        )
         match name:
             case "websocket-server":
-                part, server = await stack.enter_async_context(_websocket_server(settings, engines, secret))
+                part = await stack.enter_async_context(_websocket_server(settings, engines, secret))
             case "ai-consumer":
                 part = _ai_consumer(settings, engines, await stack.enter_async_context(_open_model(settings, None)))
             case "message-relay":
                 part = _message_relay(settings, engines)
             case "api":
                 part = _api(settings, engines, secret)
-        runner = Runner(
-            roles=[part.role] if part.role is not None else [],
-            server=http_server(_app(name, settings, engines, [part], server), settings, SocketProtocol),
-            listener=listener,
-            drain_seconds=settings.drain_seconds,
-            on_ready=partial(_log.info, "started", role=name, port=listener.getsockname()[1], version=__version__),
-            on_drain=server.stop_taking if server is not None else lambda: None,
-        )
-        await runner.run()
+        on_ready = partial(_log.info, "started", role=name, port=listener.getsockname()[1], version=__version__)
+        await _runner(name, settings, engines, [part], listener, on_ready).run()
 
 
 def migrate_database(settings: Settings, *, sql: bool) -> None:
@@ -186,7 +180,7 @@ def _shared_secret(settings: Settings) -> str:
 def _missing(settings: Settings) -> Iterator[str]:
     if not settings.jwt_secret.get_secret_value():
         yield "JWT_SECRET: the key that signs tokens, 32 characters or more, the same in every process"
-    if not _redis_url(settings):
+    if not shared_redis_url(settings):
         yield "REDIS_URL (or REDIS_HOST): the Redis or Valkey of all processes"
         if not settings.kafka_bootstrap_servers:
             yield "KAFKA_BOOTSTRAP_SERVERS: the log; without it the log is Streams in that Redis"
@@ -194,12 +188,6 @@ def _missing(settings: Settings) -> Iterator[str]:
         yield "DATABASE_URL: the PostgreSQL of all processes"
     elif backend_of(settings.database_url) != "postgresql":
         yield "DATABASE_URL: a PostgreSQL; SQLite is for one process"
-
-
-def _redis_url(settings: Settings) -> str:
-    if settings.redis_url or not settings.redis_host:
-        return settings.redis_url
-    return f"redis://{settings.redis_host}:{settings.redis_port}"
 
 
 def _database_in(data_dir: Path) -> str:
@@ -216,7 +204,7 @@ async def _open_own_engines(settings: Settings, data_dir: Path) -> AsyncIterator
         database_url = settings.database_url or _database_in(data_dir)
         migration = asyncio.create_task(asyncio.to_thread(migrate, database_url), name="migrate")
         try:
-            redis_url = _redis_url(settings) or await stack.enter_async_context(bundled_valkey(data_dir))
+            redis_url = shared_redis_url(settings) or await stack.enter_async_context(bundled_valkey(data_dir))
         finally:
             await migration
         yield await stack.enter_async_context(_open_engines(settings, redis_url, database_url))
@@ -225,10 +213,10 @@ async def _open_own_engines(settings: Settings, data_dir: Path) -> AsyncIterator
 @asynccontextmanager
 async def _open_engines(settings: Settings, redis_url: str, database_url: str) -> AsyncIterator[Engines]:
     """Open the engines at these addresses. A shared one may be away: what needs it waits for it."""
-    shared = bool(_redis_url(settings))
+    shared = bool(shared_redis_url(settings))
     async with AsyncExitStack() as stack:
         log = await stack.enter_async_context(_open_log(settings, redis_url))
-        redis = Redis(redis_url, name="delivery", scripts=UserStreams.scripts, may_be_away=shared)
+        redis = Redis(redis_url, name="delivery", scripts=(*UserStreams.scripts, *Roster.scripts), may_be_away=shared)
         await stack.enter_async_context(redis)
         database = await stack.enter_async_context(open_database(database_url, pool_size=settings.database_pool_size))
         # Of a Redis that is not the log's nobody has checked that it keeps every write (rule Epoch).
@@ -241,7 +229,7 @@ def _open_log(settings: Settings, redis_url: str) -> AbstractAsyncContextManager
         return open_kafka_log(KafkaOptions.of(settings))
     # Whoever holds the data folder holds the bundled Valkey: what its log's lock names is dead. A shared one's owner
     # may be alive.
-    takeover = not _redis_url(settings)
+    takeover = not shared_redis_url(settings)
     return open_streams_log(redis_url, takeover=takeover, timeout_seconds=settings.log_timeout_seconds)
 
 
@@ -270,10 +258,8 @@ async def _open_model(settings: Settings, builtin_log: Path | None) -> AsyncIter
 
 
 @asynccontextmanager
-async def _websocket_server(
-    settings: Settings, engines: Engines, secret: str
-) -> AsyncIterator[tuple[Part, WebSocketServer]]:
-    async with Hub(engines.redis_url, engines.streams, may_be_away=bool(_redis_url(settings))) as hub:
+async def _websocket_server(settings: Settings, engines: Engines, secret: str) -> AsyncIterator[Part]:
+    async with Hub(engines.redis_url, engines.streams, may_be_away=bool(shared_redis_url(settings))) as hub:
         server = WebSocketServer(
             settings,
             producer=engines.log.producer,
@@ -291,19 +277,28 @@ async def _websocket_server(
             if server.draining:
                 raise Retryable("it is draining")
 
-        yield Part(server, {"feed": feed, server.name: taking}, root_routers=[socket_routes.router(server)]), server
+        yield Part(
+            server.name,
+            server,
+            {"feed": feed, server.name: taking},
+            counts=lambda: {"connections": server.connections, "users": server.users},
+            stop_taking=server.stop_taking,
+            root_routers=[socket_routes.router(server)],
+        )
 
 
 def _ai_consumer(settings: Settings, engines: Engines, model: LanguageModel) -> Part:
     consumer = AiConsumer(
         log=engines.log, database=engines.database, streams=engines.streams, model=model, settings=settings
     )
-    return Part(consumer, {"model": partial(_model_state, model), consumer.name: partial(_owner, consumer)})
+    checks: dict[str, health.Check] = {"model": partial(_model_state, model), consumer.name: partial(_owner, consumer)}
+    return Part(consumer.name, consumer, checks, counts=lambda: {"pending": consumer.pending})
 
 
 def _message_relay(settings: Settings, engines: Engines) -> Part:
     relay = MessageRelay(log=engines.log, database=engines.database, streams=engines.streams, settings=settings)
-    return Part(relay, {relay.name: partial(_owner, relay)})
+    checks = {relay.name: partial(_owner, relay)}
+    return Part(relay.name, relay, checks, counts=lambda: {"pending": relay.pending})
 
 
 def _api(settings: Settings, engines: Engines, secret: str) -> Part:
@@ -317,17 +312,48 @@ def _api(settings: Settings, engines: Engines, secret: str) -> Part:
         verifier=verifier,
     )
     return Part(
-        None,
-        {},
+        "api",
         routers=[tokens, characters.router(database, signed_in), conversations.router(database, signed_in)],
         root_routers=[characters.open_router(database, signed_in), page.router()],
     )
 
 
-def _app(
-    service: str, settings: Settings, engines: Engines, parts: Sequence[Part], server: WebSocketServer | None
-) -> FastAPI:
-    """Compose what a process serves: its parts', and the operations that every process has."""
+# The process
+
+
+def _runner(
+    service: str,
+    settings: Settings,
+    engines: Engines,
+    parts: Sequence[Part],
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+) -> Runner:
+    """Compose a process of these parts: what it runs, what it serves, and what the others hear of it."""
+    checks = _checks(engines, parts)
+    announcement = Announcement(
+        engines.redis,
+        server_id=settings.server_id,
+        roles={part.name: part.counts for part in parts},
+        failing=partial(health.failing, checks),
+    )
+
+    def on_drain() -> None:
+        announcement.begin_drain()
+        for part in parts:
+            part.stop_taking()
+
+    return Runner(
+        roles=[*(part.role for part in parts if part.role is not None), announcement],
+        server=http_server(_app(service, settings, engines, parts, checks), settings, SocketProtocol),
+        listener=listener,
+        drain_seconds=settings.drain_seconds,
+        on_ready=on_ready,
+        on_drain=on_drain,
+    )
+
+
+def _checks(engines: Engines, parts: Sequence[Part]) -> Mapping[str, health.Check]:
     checks: dict[str, health.Check] = {
         "store": engines.database.check,
         "redis": partial(_redis_answers, engines.redis),
@@ -335,11 +361,27 @@ def _app(
     }
     for part in parts:
         checks |= part.checks
+    return checks
+
+
+def _app(
+    service: str,
+    settings: Settings,
+    engines: Engines,
+    parts: Sequence[Part],
+    checks: Mapping[str, health.Check],
+) -> FastAPI:
+    """Compose what a process serves: its parts', and the operations that every process has."""
+    sees_all = any(part.name == "api" for part in parts)
     operations = health.router(
         service=service,
         server_id=settings.server_id,
         checks=checks,
-        connections=lambda: {} if server is None else {"connections": server.connections, "users": server.users},
+        connections=lambda: {
+            name: count for part in parts if part.name == "websocket-server" for name, count in part.counts().items()
+        },
+        roll=Roster(engines.redis).present if sees_all else None,
+        needed=ROLES,
     )
     return create_app(
         title=settings.app_name,
@@ -374,7 +416,7 @@ def _announce(settings: Settings, port: int, model: LanguageModel, data_dir: Pat
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     provider = "built in" if settings.builtin_model else settings.openai_base_url or "OpenAI"
-    redis = "bundled Valkey" if not _redis_url(settings) else "Redis"
+    redis = "bundled Valkey" if not shared_redis_url(settings) else "Redis"
     log = f"Kafka (log), {redis} (delivery)" if settings.kafka_bootstrap_servers else f"{redis} (log and delivery)"
     store = settings.database_url.partition(":")[0] or "SQLite"
     lines = [
