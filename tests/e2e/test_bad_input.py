@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import jwt
 import pytest
 from tests.support.model_server import ModelServer
 from tests.support.socket_client import Client, connected
+from tests.support.users import guest, unique
 from websockets.asyncio.client import connect
 
 from duologue.bench.process import DuologueProcess
@@ -24,17 +26,11 @@ def system_settings() -> dict[str, str]:
     return {}
 
 
-async def _guest(system: System, name: str) -> str:
-    async with aiohttp.ClientSession() as session, session.post(f"{system.url}/token?userid={name}") as response:
-        token: str = (await response.json())["token"]
-        return token
-
-
 @asynccontextmanager
 async def _bystander(system: System, model_server: ModelServer) -> AsyncIterator[None]:
     """Another user, who is being answered all the while and gets the whole answer in order."""
     await model_server.configure(tokens=60, tps=60)
-    async with connected(system.ws_url, await _guest(system, "bystander")) as client:
+    async with connected(system.ws_url, await guest(system.url)) as client:
         await client.send(type="message", content="Hello")
         await client.until("delta")
         yield
@@ -66,12 +62,14 @@ BAD_FRAMES: list[tuple[str | bytes, str]] = [
 async def test_bad_frames_are_named_and_the_socket_lives(system: System, model_server: ModelServer) -> None:
     async with (
         _bystander(system, model_server),
-        connected(system.ws_url, await _guest(system, "ann")) as client,
+        connected(system.ws_url, await guest(system.url)) as client,
     ):
         for text, code in BAD_FRAMES:
             await client.send_text(text)
             error = await client.receive()
-            assert (error["type"], error["code"], error["userid"]) == ("error", code, "ann"), text[:60]
+            assert (error["type"], error["code"], error["userid"]) == ("error", code, client.connection["userid"]), (
+                text[:60]
+            )
             assert error["temporary"] is False
         await client.send(type="message", id="good", content="Hello")
         assert (await client.until("ack"))["id"] == "good"
@@ -92,7 +90,7 @@ ODD_TEXTS = [
 
 async def test_odd_texts_come_back_as_they_were(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=1, echo=True)
-    async with connected(system.ws_url, await _guest(system, "ann"), conversation_id="new") as client:
+    async with connected(system.ws_url, await guest(system.url), conversation_id="new") as client:
         for text in ODD_TEXTS:
             await client.send_text(json.dumps({"type": "message", "content": text}, ensure_ascii=False))
             assert (await client.until("echo"))["content"] == text
@@ -100,7 +98,7 @@ async def test_odd_texts_come_back_as_they_were(system: System, model_server: Mo
 
 
 async def test_frame_of_a_megabyte_closes_with_1009(system: System, model_server: ModelServer) -> None:
-    token = await _guest(system, "ann")
+    token = await guest(system.url)
     async with _bystander(system, model_server):
         for size in (64 * 1024 + 1, 1024 * 1024):
             async with connected(system.ws_url, token) as client:
@@ -117,13 +115,14 @@ async def _end(url: str) -> tuple[str, int]:
 
 async def test_bad_tokens_are_told_why_before_the_close(system: System) -> None:
     secret = system.jwt_secret
-    token = await _guest(system, "ann")
-    expired = jwt.encode({"sub": "ann", "exp": 1_700_000_000}, secret, algorithm="HS256")
-    forged = jwt.encode({"sub": "ann", "exp": 4_000_000_000}, "x" * 40, algorithm="HS256")
+    ann = unique("ann")
+    token = await guest(system.url, ann)
+    expired = jwt.encode({"sub": ann, "exp": 1_700_000_000}, secret, algorithm="HS256")
+    forged = jwt.encode({"sub": ann, "exp": 4_000_000_000}, "x" * 40, algorithm="HS256")
     ends = {
         "/ws": ("invalid_token", 4401),
         "/ws?token=nonsense": ("invalid_token", 4401),
-        f"/ws?token={expired}&userid=ann": ("invalid_token", 4401),
+        f"/ws?token={expired}&userid={ann}": ("invalid_token", 4401),
         f"/ws?token={forged}": ("invalid_token", 4401),
         f"/ws?token={token}&userid=bob": ("userid_mismatch", 4403),
         f"/ws?token={token}&conversation_id=made-up": ("conversation_not_found", 1008),
@@ -134,9 +133,11 @@ async def test_bad_tokens_are_told_why_before_the_close(system: System) -> None:
 
 
 async def test_eleventh_socket_of_one_user_closes_the_oldest(system: System, model_server: ModelServer) -> None:
-    token = await _guest(system, "ann")
+    token = await guest(system.url)
+    async with connected(system.ws_url, token) as client:
+        server = system.server(client.connection["server_id"])  # each counts for itself
     async with _bystander(system, model_server), AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(system.ws_url, token)) for _ in range(11)]
+        clients = [await stack.enter_async_context(connected(server.ws_url, token)) for _ in range(11)]
         assert (await clients[0].receive())["code"] == "too_many_connections"
         assert await clients[0].closed() == 4429
         for client in clients[1:]:
@@ -148,7 +149,7 @@ async def test_hundred_messages_a_second_are_limited_for_that_user_alone(
 ) -> None:
     async with (
         _bystander(system, model_server),
-        connected(system.ws_url, await _guest(system, "ann")) as client,
+        connected(system.ws_url, await guest(system.url)) as client,
     ):
         for number in range(100):
             await client.send(type="message", id=f"{number}", content="Hello")
@@ -172,7 +173,7 @@ def _memory_kb(pid: int) -> int:
 async def test_client_that_never_reads_is_closed_with_1013_and_memory_stays_bounded(
     system: System, model_server: ModelServer
 ) -> None:
-    token = await _guest(system, "ann")
+    token = await guest(system.url)
     async with (
         _bystander(system, model_server),
         connected(system.ws_url, token) as slow,
@@ -183,7 +184,8 @@ async def test_client_that_never_reads_is_closed_with_1013_and_memory_stays_boun
         slow.socket.transport.pause_reading()
         text = json.dumps({"type": "ping", "id": "x" * 64})  # whose answers nobody reads
         async with aiohttp.ClientSession() as session:
-            while not await _slow_readers(session, server):
+            closed = await _slow_readers(session, server)
+            while await _slow_readers(session, server) == closed:
                 for _ in range(1000):
                     await slow.send_text(text)
         slow.socket.transport.resume_reading()
@@ -192,6 +194,6 @@ async def test_client_that_never_reads_is_closed_with_1013_and_memory_stays_boun
         await talker.ping()
 
 
-async def _slow_readers(session: aiohttp.ClientSession, server: DuologueProcess) -> bool:
+async def _slow_readers(session: aiohttp.ClientSession, server: DuologueProcess) -> float:
     async with session.get(f"{server.url}/metrics") as response:
-        return "duologue_slow_readers_total 1.0" in await response.text()
+        return float(re.findall(r"^duologue_slow_readers_total (\S+)", await response.text(), re.MULTILINE)[0])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-import aiohttp
+import pytest
+import pytest_asyncio
 from tests.support.provider import (
     CUT,
     DONE,
@@ -24,8 +23,9 @@ from tests.support.provider import (
     response,
 )
 from tests.support.socket_client import Client, connected
+from tests.support.users import guest
 
-from duologue.bench.system import EmbeddedSystem, embedded_system
+from duologue.bench.system import System
 
 BAD: dict[str, list[Step]] = {
     "garbage": [response(200, b"\x00\xff rubbish")],
@@ -63,17 +63,23 @@ class _Moods:
         return BAD[kind] if bad else answer("a good ", "answer")
 
 
-@asynccontextmanager
-async def _system(data_dir: Path, base_url: str) -> AsyncIterator[EmbeddedSystem]:
-    environment = {
-        "OPENAI_BASE_URL": base_url,
-        "MODEL_MAX_TRIES": "2",
-        "MODEL_FIRST_TOKEN_TIMEOUT_SECONDS": "1",
-        "MODEL_SILENCE_TIMEOUT_SECONDS": "0.3",
-        "USER_RATE_LIMIT_MAX_REQUESTS": "10000",
-    }
-    async with embedded_system(data_dir, environment) as system:
-        yield system
+@pytest.fixture
+def moods() -> _Moods:
+    """What the provider plays."""
+    return _Moods()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def settings(moods: _Moods) -> AsyncIterator[dict[str, str]]:
+    """A system with a provider of these moods."""
+    async with provider(choose=moods.choose) as model:
+        yield {
+            "OPENAI_BASE_URL": model.base_url,
+            "MODEL_MAX_TRIES": "2",
+            "MODEL_FIRST_TOKEN_TIMEOUT_SECONDS": "1",
+            "MODEL_SILENCE_TIMEOUT_SECONDS": "0.3",
+            "USER_RATE_LIMIT_MAX_REQUESTS": "10000",
+        }
 
 
 async def _outcome(client: Client, content: str) -> list[dict[str, Any]]:
@@ -96,14 +102,10 @@ def _text(seen: list[dict[str, Any]]) -> str:
     return text
 
 
-async def test_bad_answers_of_a_model_are_tried_again_or_told_and_the_conversation_goes_on(data_dir: Path) -> None:
-    async with AsyncExitStack() as stack:
-        moods = _Moods()
-        model = await stack.enter_async_context(provider(choose=moods.choose))
-        system = await stack.enter_async_context(_system(data_dir, model.base_url))
-        async with aiohttp.ClientSession() as http, http.post(f"{system.url}/token?userid=ann") as got:
-            token = (await got.json())["token"]
-        client = await stack.enter_async_context(connected(system.ws_url, token))
+async def test_bad_answers_of_a_model_are_tried_again_or_told_and_the_conversation_goes_on(
+    system: System, moods: _Moods
+) -> None:
+    async with connected(system.ws_url, await guest(system.url)) as client:
         for kind in BAD:
             recovered = await _outcome(client, f"{kind}: once")
             assert recovered[-1]["type"] == "response", kind

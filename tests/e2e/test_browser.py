@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import BrowserContext, expect
 from tests.support.browser import open_browser, open_page
 from tests.support.model_server import ModelServer
@@ -19,7 +20,7 @@ from duologue.client.conversation_view import ConversationView
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def context() -> AsyncIterator[BrowserContext]:
     """A fresh profile: another guest, nothing stored."""
     async with open_browser() as browser:

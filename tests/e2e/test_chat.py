@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.model_server import ModelServer
+from tests.support.users import unique
 
 from duologue.bench.process import free_port
 from duologue.bench.system import System
@@ -151,11 +152,12 @@ async def _refuses(system: System, home: dict[str, str], said: bytes, *options: 
 
 
 async def test_name_of_another_guest_is_told_in_words(system: System, home: dict[str, str], tmp_path: Path) -> None:
-    await pipe(system.url, b"hi", home, "--user", "ada")
+    ada = unique("ada")
+    await pipe(system.url, b"hi", home, "--user", ada)
     other = {**home, "XDG_CONFIG_HOME": str(tmp_path / "other")}
-    code, _, err = await pipe(system.url, b"hi", other, "--user", "ada")
+    code, _, err = await pipe(system.url, b"hi", other, "--user", ada)
     assert code == 1
-    assert "ada belongs to somebody else" in err
+    assert f"{ada} belongs to somebody else" in err
 
 
 async def test_server_that_is_not_there_is_told_in_one_sentence(home: dict[str, str]) -> None:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.model_server import ModelServer
+from tests.support.users import unique
 from tests.support.witness import Witness, witness
 
-from duologue.bench.system import System
+from duologue.bench.system import EmbeddedSystem, System
 
 _USERS = 12
 _MESSAGES = 3
 
 
 async def _witnesses(stack: AsyncExitStack, url: str, folder: Path) -> list[Witness]:
-    return [await stack.enter_async_context(witness(url, f"user{number}", folder)) for number in range(_USERS)]
+    return [await stack.enter_async_context(witness(url, unique(f"user{number}"), folder)) for number in range(_USERS)]
 
 
 def _send_all(users: Sequence[Witness]) -> None:
@@ -104,6 +105,19 @@ async def test_system_killed_again_and_again_still_answers_each_message_once(
         await _assert_kept(users)
 
 
+async def test_embedded_system_stopped_in_order_tells_its_users_what_it_finishes(
+    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+) -> None:
+    """Its roles stop one after the other, sockets last. Of many processes each stops for itself."""
+    await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
+    async with AsyncExitStack() as stack:
+        users = await _witnesses(stack, embedded.url, tmp_path)
+        _send_all(users)
+        await asyncio.gather(*(user.until_echoed(_MESSAGES) for user in users))
+        assert await embedded.terminate() == 0
+        assert sum(len(user.outcomes) for user in users) == _USERS * _MESSAGES
+
+
 async def test_system_stopped_in_order_finishes_what_it_accepted(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
@@ -111,11 +125,9 @@ async def test_system_stopped_in_order_finishes_what_it_accepted(
     async with AsyncExitStack() as stack:
         users = await _witnesses(stack, system.url, tmp_path)
         _send_all(users)
-        await asyncio.gather(
-            *(user.connection.until(lambda user=user: len(user.echoed) == _MESSAGES) for user in users)  # type: ignore[misc]
-        )
+        await asyncio.gather(*(user.until_echoed(_MESSAGES) for user in users))
         assert await system.terminate() == 0
-        assert sum(len(user.outcomes) for user in users) == _USERS * _MESSAGES
+        assert (await model_server.stats())["completed"] == _USERS * _MESSAGES
         await system.start()
         await _until_all_answered(users)
         await _assert_kept(users)

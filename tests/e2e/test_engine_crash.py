@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.support.model_server import ModelServer
+from tests.support.users import unique
 from tests.support.witness import Witness, witness
 
 from duologue.bench.system import EmbeddedSystem
@@ -46,7 +47,7 @@ async def test_valkey_killed_in_the_middle_of_replies_loses_and_doubles_nothing(
     await model_server.configure(tokens=40, tps=40, stamp=True, echo=True)
     async with AsyncExitStack() as stack:
         users = [
-            await stack.enter_async_context(witness(embedded.url, f"user{number}", tmp_path))
+            await stack.enter_async_context(witness(embedded.url, unique(f"user{number}"), tmp_path))
             for number in range(_USERS)
         ]
         for number in range(_MESSAGES):

@@ -6,25 +6,12 @@ import re
 from typing import Any, Final
 
 import aiohttp
-import pytest
 from tests.support.model_server import ModelServer
 from tests.support.socket_client import Client, connected
+from tests.support.users import guest
 from websockets.asyncio.client import connect
 
 from duologue.bench.system import System
-
-
-@pytest.fixture
-def system_settings() -> dict[str, str]:
-    """One try at the model, so that a failure comes soon."""
-    return {"USER_RATE_LIMIT_MAX_REQUESTS": "10000", "MODEL_MAX_TRIES": "1"}
-
-
-async def guest(system: System, name: str) -> str:
-    """Return the token of a new guest."""
-    async with aiohttp.ClientSession() as session, session.post(f"{system.url}/token?userid={name}") as response:
-        token: str = (await response.json())["token"]
-        return token
 
 
 async def _until_response(client: Client) -> list[dict[str, Any]]:
@@ -45,7 +32,7 @@ def _of(frames: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 async def test_message_comes_back_as_ack_echo_deltas_and_response(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=30, tps=100)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client, connected(system.ws_url, token) as other:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         seen = await _until_response(client)
@@ -53,7 +40,11 @@ async def test_message_comes_back_as_ack_echo_deltas_and_response(system: System
     [echo], [response], deltas = _of(seen, "echo"), _of(seen, "response"), _of(seen, "delta")
     [ack] = _of(seen, "ack") or [await client.until("ack")]
     assert (echo["role"], echo["id"], echo["content"], echo["metadata"]) == ("user", "one", "Hello", {"page": 3})
-    assert (response["role"], response["userid"], response["metadata"]) == ("ai", "ann", {"page": 3})
+    assert (response["role"], response["userid"], response["metadata"]) == (
+        "ai",
+        client.connection["userid"],
+        {"page": 3},
+    )
     assert (response["attempt"], response["generation"], response["finish_reason"]) == (1, 1, "stop")
     assert {frame["message_id"] for frame in (ack, echo, response, *deltas)} == {ack["message_id"]}
     assert {frame["conversation_id"] for frame in (ack, echo, response, *deltas)} == {
@@ -76,7 +67,7 @@ async def test_messages_of_a_conversation_are_answered_in_their_order(
     system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(echo=True)
-    async with connected(system.ws_url, await guest(system, "ann")) as client:
+    async with connected(system.ws_url, await guest(system.url)) as client:
         for number in range(10):
             await client.send(type="message", id=f"{number}", content=f"question {number}")
         answers = [await client.until("response") for _ in range(10)]
@@ -85,7 +76,7 @@ async def test_messages_of_a_conversation_are_answered_in_their_order(
 
 async def test_reconnecting_in_the_middle_of_a_reply_continues_it(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=60, tps=40)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         echo = await client.until("echo")
@@ -104,7 +95,7 @@ async def test_reconnecting_in_the_middle_of_a_reply_continues_it(system: System
 
 async def test_answer_that_came_while_nobody_was_there_is_waiting(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=10, tps=20)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         ack = await client.until("ack")
@@ -114,7 +105,7 @@ async def test_answer_that_came_while_nobody_was_there_is_waiting(system: System
 
 
 async def test_message_sent_twice_is_answered_once(system: System, model_server: ModelServer) -> None:
-    async with connected(system.ws_url, await guest(system, "ann")) as client:
+    async with connected(system.ws_url, await guest(system.url)) as client:
         for _ in range(2):
             await client.send(type="message", id="one", content="Hello")
         await client.send(type="message", id="two", content="Hello again")
@@ -125,13 +116,14 @@ async def test_message_sent_twice_is_answered_once(system: System, model_server:
 
 
 async def test_older_client_that_knows_content_only_is_answered(system: System) -> None:
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connect(f"{system.ws_url}/ws/creative?token={token}") as socket:
         client = Client(socket)
+        user_id = (await client.receive())["userid"]
         await client.send(content="Hello")
         response = await client.until("response")
         assert response["content"]
-        assert response["userid"] == "ann"
+        assert response["userid"] == user_id
         assert response["timestamp"].endswith("Z")
         assert response["processing_time_ms"] >= 0
 
@@ -140,7 +132,7 @@ async def test_reply_that_fails_is_told_with_its_message_and_again_after_a_recon
     system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(rate_500=1.0)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         ack = await client.until("ack")
@@ -189,7 +181,7 @@ def _assert_named_as_written(frame: dict[str, Any]) -> None:
 
 async def test_frames_have_the_fields_that_the_protocol_names(system: System, model_server: ModelServer) -> None:
     await model_server.configure(tokens=30, tps=60)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         seen = [client.connection, *await _until(client, "delta")]
@@ -215,7 +207,7 @@ async def test_typing_ends_before_the_response_and_nothing_of_a_reply_follows_it
     system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(tokens=10, tps=100)
-    async with connected(system.ws_url, await guest(system, "ann")) as client:
+    async with connected(system.ws_url, await guest(system.url)) as client:
         ended: set[str] = set()
         frame: dict[str, Any] = {}
         for number in range(3):
@@ -233,7 +225,7 @@ async def test_typing_ends_before_the_response_and_nothing_of_a_reply_follows_it
 async def test_durable_frames_of_a_user_are_numbered_without_a_gap_and_replayed_as_they_were(
     system: System,
 ) -> None:
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         start = client.connection["event_id"]
         seen: list[dict[str, Any]] = []
@@ -256,7 +248,7 @@ async def test_missed_frames_come_before_the_snapshots_of_all_replies_being_writ
     system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(tokens=100, tps=20, echo=True)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello")
         await client.send(type="message", id="two", content="Hello", character_id="creative")
@@ -286,7 +278,7 @@ async def test_missed_frames_come_before_the_snapshots_of_all_replies_being_writ
 
 async def test_what_was_told_over_the_socket_is_in_the_history(system: System, model_server: ModelServer) -> None:
     await model_server.configure(echo=True)
-    token = await guest(system, "ann")
+    token = await guest(system.url)
     async with connected(system.ws_url, token) as client:
         await client.send(type="message", id="one", content="Hello", metadata={"page": 3})
         echo, response = await client.until("echo"), await client.until("response")

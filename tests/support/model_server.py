@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+from msgspec import to_builtins
+
+from duologue.bench.mock_llm import MockConfig
 
 
 class ModelServer:
@@ -19,6 +22,12 @@ class ModelServer:
     async def configure(self, **changes: Any) -> None:
         """Change how it answers from the next request on; names are those of `MockConfig`."""
         async with aiohttp.ClientSession() as session, session.post(f"{self.root}/config", json=changes) as response:
+            response.raise_for_status()
+
+    async def begin_anew(self) -> None:
+        """Answer as it does by default, count what it is asked, and forget what was."""
+        await self.configure(**to_builtins(MockConfig(record=True)))
+        async with aiohttp.ClientSession() as session, session.post(f"{self.root}/reset") as response:
             response.raise_for_status()
 
     async def stats(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import aiohttp
 
 from duologue.client.connection import ClientConnection, ConnectionOptions
 from duologue.client.conversation_view import Frame
-from duologue.client.events import Event, Received
+from duologue.client.events import Event, Open, Received
 from duologue.client.http_api import HttpApi
 from duologue.client.tokens import GuestTokens, TokenFile
 
@@ -62,6 +62,10 @@ class Witness:
             lambda: len(self.acknowledged) >= messages and not self.unanswered, timeout_seconds=seconds
         )
 
+    async def until_echoed(self, messages: int) -> None:
+        """Wait until that many messages came back as echoes."""
+        await self.connection.until(lambda: len(self.echoed) >= messages)
+
     async def stored(self) -> list[dict[str, Any]]:
         """Return the conversation's messages as the store has them, oldest first."""
         conversation_id = self.connection.conversation_id
@@ -71,7 +75,7 @@ class Witness:
 
 @asynccontextmanager
 async def witness(url: str, name: str, folder: Path, **options: Any) -> AsyncIterator[Witness]:
-    """Connect a user; their token is kept in a file in `folder`."""
+    """Connect a user, and wait for that; their token is kept in a file in `folder`."""
     async with aiohttp.ClientSession() as http:
         tokens = GuestTokens(http, url, name, file=TokenFile(folder / f"{name}.json"))
         api = HttpApi(http, url, tokens)
@@ -80,4 +84,6 @@ async def witness(url: str, name: str, folder: Path, **options: Any) -> AsyncIte
             ConnectionOptions(server=url, user_id=name, **options), tokens, history=api, on_event=user.hear
         )
         async with user.connection:
+            # A guest's name is gone with the answer to the request for its token: that is not what is looked at here.
+            await user.connection.until(lambda: isinstance(user.connection.state, Open))
             yield user

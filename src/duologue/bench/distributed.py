@@ -14,8 +14,9 @@ from typing import Final, Literal
 import aiohttp
 
 from duologue.bench.process import DuologueProcess, status_of
-from duologue.bench.proxy import Proxy
 from duologue.cluster.kafka import KafkaServer
+from duologue.cluster.nginx import NginxServer
+from duologue.cluster.ports import free_ports
 from duologue.cluster.postgres import PostgresServer
 from duologue.cluster.server_process import ServerProcess
 from duologue.cluster.valkey import ValkeyServer
@@ -28,7 +29,7 @@ ConsumerRole = Literal["ai-consumer", "message-relay"]
 PROCESSES: Final[Mapping[RoleName, int]] = {"websocket-server": 2, "ai-consumer": 2, "message-relay": 2, "api": 1}
 """How many of each role there are at first."""
 
-_BEHIND_NGINX: Final[tuple[RoleName, ...]] = ("websocket-server", "api")
+_DATABASE: Final = "duologue"
 _PROXY_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.02
 
@@ -64,15 +65,24 @@ class DistributedSystem:
     def __init__(self, folder: Path, engines: SharedEngines, environment: Mapping[str, str]) -> None:
         self.jwt_secret = secrets.token_urlsafe(48)
         self._folder = folder
-        self._environment = {**engines.environment(), "JWT_SECRET": self.jwt_secret, **environment}
+        self._environment = {
+            **engines.environment(),
+            "JWT_SECRET": self.jwt_secret,
+            "TRUSTED_PROXIES": "127.0.0.1",  # nginx
+            **environment,
+        }
         self._processes: dict[str, DuologueProcess] = {}
         for role, number in PROCESSES.items():
             for _ in range(number):
                 self._add(role)
-        ports = {role: [process.port for process in self.of(role)] for role in _BEHIND_NGINX}
-        self.nginx = Proxy(folder / "nginx", websocket_servers=ports["websocket-server"], apis=ports["api"])
-        self.url = f"http://127.0.0.1:{self.nginx.port}"
-        self.ws_url = f"ws://127.0.0.1:{self.nginx.port}"
+        self.nginx = NginxServer(
+            folder / "nginx",
+            ports=free_ports(1),
+            websocket_servers=self._addresses("websocket-server"),
+            api_servers=self._addresses("api"),
+        )
+        self.url = self.nginx.url
+        self.ws_url = self.url.replace("http", "ws", 1)
 
     def __getitem__(self, name: str) -> DuologueProcess:
         """Return the process of that name."""
@@ -98,17 +108,25 @@ class DistributedSystem:
         """
         if not self.nginx.running:
             await asyncio.to_thread(self.nginx.start)
-        stopped = [process for process in self._processes.values() if not process.running]
-        for process in stopped:
-            await process.spawn()
-        await asyncio.gather(*(process.until_ready() for process in stopped))
+        await asyncio.gather(*(process.start() for process in self._processes.values()))
         await self._until_reached()
 
-    async def add(self, role: ConsumerRole) -> DuologueProcess:
-        """Start one more process of a role that nginx need not know of; return it when it is ready."""
-        process = self._add(role)
-        await process.start()
-        return process
+    @asynccontextmanager
+    async def another(self, role: ConsumerRole) -> AsyncIterator[DuologueProcess]:
+        """Start one more process of a role that nginx need not know of. Ready, it is one of the system's until the
+        context ends, which ends it in order.
+
+        Raises:
+            StartRefused: it is not ready in time.
+        """
+        name = self._add(role)
+        process = self._processes[name]
+        try:
+            await process.start()
+            yield process
+        finally:
+            await process.aclose()
+            del self._processes[name]
 
     async def kill(self) -> None:
         """See `System.kill`."""
@@ -128,11 +146,14 @@ class DistributedSystem:
         await self.kill()
         await asyncio.to_thread(self.nginx.stop)
 
-    def _add(self, role: RoleName) -> DuologueProcess:
+    def _add(self, role: RoleName) -> str:
         name = f"{role}-{len(self.of(role)) + 1}"
         environment = {**self._environment, "SERVER_ID": name}
-        process = self._processes[name] = DuologueProcess(role, self._folder / f"{name}.log", environment)
-        return process
+        self._processes[name] = DuologueProcess(role, self._folder / f"{name}.log", environment)
+        return name
+
+    def _addresses(self, role: RoleName) -> list[str]:
+        return [f"127.0.0.1:{process.port}" for process in self.of(role)]
 
     def _running(self) -> list[DuologueProcess]:
         return [process for process in self._processes.values() if process.running]
@@ -177,13 +198,16 @@ class OwnEngines:
     valkey: ValkeyServer
     postgres: PostgresServer
 
-    @property
-    def shared(self) -> SharedEngines:
-        """Where they are."""
-        return SharedEngines(self.kafka.bootstrap_servers, self.valkey.url, self.postgres.url(_DATABASE))
+    def shared(self, *, database: str = _DATABASE, kafka_topic_prefix: str = "") -> SharedEngines:
+        """Return where they are, for a system that uses that database and topics with that prefix."""
+        return SharedEngines(
+            self.kafka.bootstrap_servers, self.valkey.url, self.postgres.url(database), kafka_topic_prefix
+        )
 
-
-_DATABASE: Final = "duologue"
+    def restore(self) -> None:
+        """Let all of them run and answer again, whatever was done to them."""
+        for server in (self.kafka, self.valkey, self.postgres):
+            server.restore()
 
 
 @asynccontextmanager

@@ -61,13 +61,13 @@ class DuologueProcess:
         return self._process.pid
 
     async def start(self) -> None:
-        """Start it and return once it is ready.
+        """Start it if it does not run, and return once it is ready.
 
         Raises:
-            StartRefused: it runs already, it ended, or it was not ready within a minute; the message holds the end of
-                its output.
+            StartRefused: it ended, or was not ready within a minute; the message holds the end of its output.
         """
-        await self.spawn()
+        if not self.running:
+            await self.spawn()
         await self.until_ready()
 
     async def spawn(self) -> None:
