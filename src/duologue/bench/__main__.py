@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -12,19 +13,28 @@ from rich.console import Console
 from rich.table import Table
 
 from duologue.bench import scenarios
+from duologue.domain.errors import DuologueError
 from duologue.runner import raise_file_limit
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
+InMode = Annotated[
+    scenarios.Mode, typer.Option("--mode", help="One process, or every role behind nginx on Kafka, Valkey, PostgreSQL.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
 def messages(
-    rate: float = 100, seconds: float = 30, users: int = 200, tokens: int = 8, as_json: AsJson = False
+    rate: float = 100,
+    seconds: float = 30,
+    users: int = 200,
+    tokens: int = 8,
+    mode: InMode = "embedded",
+    as_json: AsJson = False,
 ) -> None:
     """Short messages at a steady rate: added time to the first token, ack, reply, CPU per message."""
-    _report(scenarios.messages(rate=rate, seconds=seconds, users=users, tokens=tokens), as_json)
+    _report(scenarios.messages(mode=mode, rate=rate, seconds=seconds, users=users, tokens=tokens), as_json)
 
 
 @app.command()
@@ -34,30 +44,38 @@ def sustained(
     seconds: float = 10,
     users: int = 400,
     tokens: int = 8,
+    mode: InMode = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """The highest rate that is answered as it comes."""
-    _report(scenarios.sustained(start=start, step=step, seconds=seconds, users=users, tokens=tokens), as_json)
+    figures = scenarios.sustained(mode=mode, start=start, step=step, seconds=seconds, users=users, tokens=tokens)
+    _report(figures, as_json)
 
 
 @app.command()
-def streams(count: int = 500, tokens_per_second: float = 50, seconds: float = 20, as_json: AsJson = False) -> None:
+def streams(
+    count: int = 500,
+    tokens_per_second: float = 50,
+    seconds: float = 20,
+    mode: InMode = "embedded",
+    as_json: AsJson = False,
+) -> None:
     """Replies that stream at once: how late their pieces arrive."""
-    _report(scenarios.streams(count=count, tokens_per_second=tokens_per_second, seconds=seconds), as_json)
+    _report(scenarios.streams(mode=mode, count=count, tokens_per_second=tokens_per_second, seconds=seconds), as_json)
 
 
 @app.command()
-def idle(sockets: int = 2000, as_json: AsJson = False) -> None:
+def idle(sockets: int = 2000, mode: InMode = "embedded", as_json: AsJson = False) -> None:
     """Sockets that do nothing: memory for each."""
-    _report(scenarios.idle(sockets=sockets), as_json)
+    _report(scenarios.idle(mode=mode, sockets=sockets), as_json)
 
 
 @app.command()
-def restart(users: int = 50, as_json: AsJson = False) -> None:
+def restart(users: int = 50, mode: InMode = "embedded", as_json: AsJson = False) -> None:
     """Killed in the middle of replies and started again: how long until they go on."""
     from duologue.bench.restart import restart as scenario  # noqa: PLC0415  # it brings the whole client with it
 
-    _report(scenario(users=users), as_json)
+    _report(scenario(mode=mode, users=users), as_json)
 
 
 def _report(scenario: Any, as_json: bool) -> None:
@@ -81,5 +99,14 @@ def _table(title: str, figures: dict[str, Any]) -> Table:
     return table
 
 
+def main() -> None:
+    """Run the command line; what cannot be started is told in words."""
+    try:
+        app()
+    except DuologueError as error:
+        Console(stderr=True).print(f"bench: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -11,8 +11,11 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used so far, user and system."""
-    fields = _stat(pid)
+    """Return the CPU time that a process has used so far, user and system; 0 if it has ended."""
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 
@@ -21,10 +24,18 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def children(pid: int) -> dict[str, int]:
-    """Return the process ids of a process' children, by the names of their programs."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {Path(f"/proc/{child}/comm").read_text().strip(): int(child) for child in listed}
+def descendants(pid: int) -> list[int]:
+    """Return the process ids of a process' children and theirs, as far as its main thread has made them."""
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
+    return [found for child in listed for found in (int(child), *descendants(int(child)))]
+
+
+def program_of(pid: int) -> str:
+    """Return the name of the program that a process runs."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _stat(pid: int) -> list[str]:

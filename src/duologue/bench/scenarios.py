@@ -9,14 +9,16 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import aiohttp
 
+from duologue.bench.distributed import distributed_system, own_engines
 from duologue.bench.load import LoadUser, connect_users, send_at_rate, until_answered
 from duologue.bench.process import free_port
-from duologue.bench.processes import children, cpu_seconds, resident_bytes
-from duologue.bench.system import EmbeddedSystem, embedded_system
+from duologue.bench.processes import cpu_seconds, descendants, program_of, resident_bytes
+from duologue.bench.system import System, embedded_system
+from duologue.cluster.server_process import ServerProcess
 from duologue.engines.child import child_process
 
 Figures = dict[str, Any]
@@ -29,26 +31,42 @@ _NO_LIMITS: Final = {
 }
 
 
-class Bench:
-    """An embedded system beside a model server, both processes of their own."""
+Mode = Literal["embedded", "distributed"]
 
-    def __init__(self, system: EmbeddedSystem, model_pid: int, model_url: str) -> None:
+
+class Bench:
+    """A system of either mode beside a model server, all of them processes of their own."""
+
+    def __init__(self, system: System, engines: Mapping[str, ServerProcess], model_pid: int, model_url: str) -> None:
         self.system = system
         self.model_url = model_url
-        self._pids = {"duologue": system.pid, **children(system.pid), "model": model_pid}
+        self._engines = engines
+        self._model_pid = model_pid
 
     def cpu(self) -> dict[str, float]:
-        """Return CPU seconds by process, the load's own among them."""
-        used = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+        """Return CPU seconds by role and engine, the model's and the load's own among them."""
+        used = {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids().items()}
         return used | {"load": time.process_time()}
 
     def resident(self) -> int:
-        """Return the server's resident memory in bytes."""
-        return resident_bytes(self.system.pid)
+        """Return the resident memory of the processes that hold sockets, in bytes."""
+        pids = self._pids()
+        return sum(map(resident_bytes, pids.get("websocket-server") or pids["duologue"]))
+
+    def _pids(self) -> dict[str, list[int]]:
+        """Return the process ids by role, or program, and engine. Engines have children that come and go."""
+        found: dict[str, list[int]] = {}
+        for name, pid in self.system.pids().items():
+            found.setdefault(name.rstrip("-0123456789"), []).append(pid)
+            for child in descendants(pid):
+                found.setdefault(program_of(child), []).append(child)
+        for name, engine in self._engines.items():
+            found[name] = [engine.pid, *descendants(engine.pid)]
+        return found | {"model": [self._model_pid]}
 
 
 @asynccontextmanager
-async def bench(model: Mapping[str, str], **settings: str) -> AsyncIterator[Bench]:
+async def bench(mode: Mode, model: Mapping[str, str], **settings: str) -> AsyncIterator[Bench]:
     """Start a system on fresh data with a model server of the given options."""
     port = free_port()
     options = [part for name, value in model.items() for part in (f"--{name}", value)]
@@ -57,8 +75,21 @@ async def bench(model: Mapping[str, str], **settings: str) -> AsyncIterator[Benc
         async with child_process(*argv, name="model", stdout=asyncio.subprocess.DEVNULL) as process:
             await _until_up(f"http://127.0.0.1:{port}/health")
             environment = {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", **_NO_LIMITS, **settings}
-            async with embedded_system(Path(folder) / "data", environment) as system:
-                yield Bench(system, process.pid, f"http://127.0.0.1:{port}")
+            async with _system(mode, Path(folder), environment) as (system, engines):
+                yield Bench(system, engines, process.pid, f"http://127.0.0.1:{port}")
+
+
+@asynccontextmanager
+async def _system(
+    mode: Mode, folder: Path, environment: Mapping[str, str]
+) -> AsyncIterator[tuple[System, Mapping[str, ServerProcess]]]:
+    if mode == "embedded":
+        async with embedded_system(folder / "data", environment) as embedded:
+            yield embedded, {}
+        return
+    async with own_engines(lasting=True) as own, distributed_system(folder, own.shared(), environment) as distributed:
+        engines = {"kafka": own.kafka, "valkey": own.valkey, "postgresql": own.postgres, "nginx": distributed.nginx}
+        yield distributed, engines
 
 
 async def _until_up(url: str) -> None:
@@ -71,9 +102,9 @@ async def _until_up(url: str) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def messages(*, rate: float, seconds: float, users: int, tokens: int) -> Figures:
+async def messages(*, mode: Mode = "embedded", rate: float, seconds: float, users: int, tokens: int) -> Figures:
     """Send short messages at a rate and measure what the system adds to the first token, the ack and the reply."""
-    async with bench({"tokens": str(tokens)}, MAX_WORKERS="256") as running:
+    async with bench(mode, {"tokens": str(tokens)}, MAX_WORKERS="256") as running:
         crowd = await connect_users(running.system.url, running.system.ws_url, users, "bench")
         await _load(crowd, rate=rate, seconds=2.0)  # connections, caches and batches warm up
         return await _measured(running, crowd, rate=rate, seconds=seconds)
@@ -101,7 +132,9 @@ async def _measured(running: Bench, crowd: Sequence[LoadUser], *, rate: float, s
         "ack_ms": percentiles([e.acked - e.sent for e in exchanges if e.acked]),
         "first_token_ms": percentiles([e.first_delta - e.sent for e in exchanges if e.first_delta]),
         "reply_ms": percentiles([e.answered - e.sent for e in answered]),
-        "cpu_ms_per_message": {n: round((after[n] - before[n]) * 1000 / max(len(exchanges), 1), 3) for n in before},
+        "cpu_ms_per_message": {
+            name: round((after[name] - before[name]) * 1000 / max(len(exchanges), 1), 3) for name in before
+        },
         **faults(crowd, exchanges),
     }
 
@@ -121,10 +154,12 @@ def faults(crowd: Sequence[LoadUser], exchanges: Sequence[Any]) -> Figures:
     }
 
 
-async def sustained(*, start: float, step: float, seconds: float, users: int, tokens: int) -> Figures:
+async def sustained(
+    *, mode: Mode = "embedded", start: float, step: float, seconds: float, users: int, tokens: int
+) -> Figures:
     """Raise the rate step by step until p99 of the first token passes 1 s or something is left unanswered."""
     steps: list[Figures] = []
-    async with bench({"tokens": str(tokens)}, MAX_WORKERS="256") as running:
+    async with bench(mode, {"tokens": str(tokens)}, MAX_WORKERS="256") as running:
         crowd = await connect_users(running.system.url, running.system.ws_url, users, "bench")
         await _load(crowd, rate=start / 2, seconds=2.0)
         rate, good = start, 0.0
@@ -136,11 +171,11 @@ async def sustained(*, start: float, step: float, seconds: float, users: int, to
             good, rate = rate, rate + step
 
 
-async def streams(*, count: int, tokens_per_second: float, seconds: float) -> Figures:
+async def streams(*, mode: Mode = "embedded", count: int, tokens_per_second: float, seconds: float) -> Figures:
     """Let many replies stream at once and measure how late their pieces arrive."""
     tokens = int(tokens_per_second * seconds)
     model = {"tokens": str(tokens), "tps": str(tokens_per_second)}
-    async with bench(model, MAX_WORKERS=str(count * 2)) as running:
+    async with bench(mode, model, MAX_WORKERS=str(count * 2)) as running:
         crowd = await connect_users(running.system.url, running.system.ws_url, count, "bench")
         async with aiohttp.ClientSession() as session:
             await session.post(f"{running.model_url}/config", json={"stamp": True})
@@ -163,9 +198,9 @@ async def streams(*, count: int, tokens_per_second: float, seconds: float) -> Fi
         }
 
 
-async def idle(*, sockets: int) -> Figures:
+async def idle(*, mode: Mode = "embedded", sockets: int) -> Figures:
     """Open sockets that do nothing and see what memory they hold."""
-    async with bench({}) as running:
+    async with bench(mode, {}) as running:
         await connect_users(running.system.url, running.system.ws_url, 50, "warm")
         before = running.resident()
         crowd = await connect_users(running.system.url, running.system.ws_url, sockets, "bench")
@@ -173,7 +208,7 @@ async def idle(*, sockets: int) -> Figures:
         held = running.resident() - before
         began, cpu = time.perf_counter(), running.cpu()
         await asyncio.sleep(10)
-        used = (running.cpu()["duologue"] - cpu["duologue"]) / (time.perf_counter() - began)
+        used = (sum(running.cpu().values()) - sum(cpu.values())) / (time.perf_counter() - began)
         return {
             "sockets": len(crowd),
             "memory_per_socket_kib": round(held / sockets / 1024, 1),

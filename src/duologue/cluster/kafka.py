@@ -46,7 +46,7 @@ class KafkaServer(ServerProcess):
 
     Args:
         folder: its data and configuration.
-        ports: None chooses free ones, SASL's too.
+        ports: None chooses free ones, SASL's too unless it is lasting.
         lasting: for data that is kept and for measuring; else it starts fast and lets clients in again soon after a
             kill.
         properties: more of its properties, or others.
@@ -65,7 +65,7 @@ class KafkaServer(ServerProcess):
         properties: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder)
-        self.ports = ports or KafkaPorts(*free_ports(3))
+        self.ports = ports or KafkaPorts(*free_ports(2 if lasting else 3))
         self._lasting = lasting
         self._properties = properties or {}
 
