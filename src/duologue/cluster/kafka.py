@@ -96,7 +96,7 @@ class KafkaServer(ServerProcess):
         try:
             with socket.create_connection(("127.0.0.1", self.ports.broker), 1.0) as connection:
                 connection.sendall(struct.pack(">i", len(_METADATA_REQUEST)) + _METADATA_REQUEST)
-                answer = connection.recv(12, socket.MSG_WAITALL)
+                answer = connection.recv(12)
         except OSError:
             return False
         return len(answer) == 12 and struct.unpack(">iii", answer)[2] > 0  # size, correlation id, count of brokers
