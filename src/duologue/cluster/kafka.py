@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +201,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _escaped(value: str) -> str:
     """A backslash begins an escape in a file of Java's properties."""
     return value.replace("\\", "\\\\")
+
+
+if __name__ == "__main__":  # gets the jars
+    try:
+        fetch_jars()
+    except EngineMissing as missing:
+        sys.exit(str(missing))
