@@ -54,7 +54,7 @@ class KafkaServer(ServerProcess):
     """
 
     title = "Kafka"
-    start_seconds = 60.0
+    start_seconds = 90.0
     stop_seconds = 60.0
 
     def __init__(

@@ -140,6 +140,11 @@ def full_backlog(port: int) -> Iterator[None]:
         yield
 
 
+def failures_since(began: float) -> int:
+    """Return how often a server that fails may have been tried since then: a failure is enough for three seconds."""
+    return 1 + int((asyncio.get_running_loop().time() - began) / 3)
+
+
 def _values(told: dict[str, Any], header: str) -> list[str]:
     return [value for name, value in told["headers"] if name.lower() == header]
 
@@ -259,14 +264,14 @@ async def test_metrics_are_not_served(front: Front, path: str) -> None:
 async def test_server_that_died_is_left_at_once_and_found_again(front: Front) -> None:
     dead, living = front.upstreams
     await dead.stop()
+    began = asyncio.get_running_loop().time()
     async with AsyncExitStack() as held:
         for number in range(8):
             at, opened_socket = await held.enter_async_context(front.socket(f"/ws/{number}"))
             assert at == living.name
             await opened_socket.close()
         tried = [(await front.logged(f"/ws/{number}"))["upstream"] for number in range(8)]
-    # One of its failures is enough for three seconds.
-    assert sum(dead.address in upstream for upstream in tried) <= 2
+    assert sum(dead.address in upstream for upstream in tried) <= failures_since(began)
     assert (await front.told("/health"))["server"] == living.name
     await dead.start()
     await eventually_at(front, dead.name)
@@ -279,17 +284,19 @@ async def test_server_that_does_not_take_connections_is_left_after_a_second(fron
         began = asyncio.get_running_loop().time()
         async with front.socket() as (first, _), front.socket() as (second, _):
             assert (first, second) == (living.name, living.name)
-        assert asyncio.get_running_loop().time() - began < 4.0
+        assert asyncio.get_running_loop().time() - began < 6.0  # a second, or two with the next try, and some room
 
 
 async def test_server_that_drains_gets_no_new_sockets_and_keeps_its_own(front: Front) -> None:
     draining, other = front.upstreams
     async with front.socket() as (first_at, first), front.socket() as (_, second):
+        assert len(draining.handshakes) == 1
         draining.draining = True
+        began = asyncio.get_running_loop().time()
         for _ in range(4):
             async with front.socket() as (at, _):
                 assert at == other.name
-        assert len(draining.handshakes) <= 3
+        assert len(draining.handshakes) - 1 <= failures_since(began)
         kept = first if first_at == draining.name else second
         await kept.send_str("still here")
         assert await kept.receive_str() == "still here"

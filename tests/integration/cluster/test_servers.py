@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def supervised(server: ServerProcess) -> Iterator[subprocess.Popen[bytes]]:
     """Run a prepared server as a supervisor does: its command, as its user, in the foreground."""
     process = subprocess.Popen(server.command, user=server.user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until(lambda: server.answers() or process.poll() is not None)
+        _until(lambda: server.answers() or process.poll() is not None, server.start_seconds)
         assert process.poll() is None
         yield process
         if process.poll() is not None:  # the test has killed it
@@ -65,9 +65,8 @@ def supervised(server: ServerProcess) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _until(condition: object) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def _until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come in time"
         time.sleep(0.01)
