@@ -33,7 +33,7 @@ from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.redis_address import shared_redis_url
 from duologue.engines.valkey import bundled_valkey
-from duologue.llm.builtin import open_builtin
+from duologue.llm.builtin import open_builtin, reach_builtin
 from duologue.llm.openai_compatible import ModelTimeouts, open_openai_compatible
 from duologue.llm.port import LanguageModel
 from duologue.log.kafka import open_kafka_log
@@ -241,6 +241,11 @@ async def _open_model(settings: Settings, builtin_log: Path | None) -> AsyncIter
         silence=settings.model_silence_timeout_seconds,
         whole=settings.model_total_timeout_seconds,
     )
+    if settings.builtin_model and settings.builtin_model_url:
+        key = settings.builtin_model_key.get_secret_value()
+        async with reach_builtin(settings.builtin_model_url, key=key, timeouts=timeouts) as shared:
+            yield shared
+        return
     if settings.builtin_model:
         async with open_builtin(timeouts=timeouts, log_file=builtin_log) as builtin:
             yield builtin

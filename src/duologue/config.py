@@ -116,6 +116,12 @@ class Settings(BaseSettings):
         "Model",
     )
     openai_model: str = _setting("gpt-4o-mini", "Model to ask for.", "Model")
+    builtin_model_url: str = _setting(
+        "",
+        "Where a built-in model is served that several processes share, without a path; empty: each runs its own.",
+        "Model",
+    )
+    builtin_model_key: SecretStr = _setting(SecretStr(""), "Key of that shared model, if it wants one.", "Model")
     allowed_models: _Names = _setting([], "Other models that a message may name, separated by commas.", "Model")
     model_connect_timeout_seconds: float = _setting(
         5.0, "Longest wait for a connection to the provider.", "Model", gt=0

@@ -89,3 +89,12 @@ async def test_model_that_cannot_answer_is_shown_and_holds_nothing_up(
     model = ScriptedModel([])
     model.failure = failure
     assert await bootstrap._model_state(model) == str(failure)
+
+
+async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "open_builtin", None)
+    settings = Settings(builtin_model_url="http://127.0.0.1:1")
+    async with bootstrap._open_model(settings, None) as model:
+        with pytest.raises(ModelTemporaryError):
+            await model.check()
+    assert settings.workers == 2

@@ -1,4 +1,7 @@
-"""The built-in model: a child process that serves it (`builtin_server`), kept running, behind the usual client."""
+"""The built-in model behind the usual client: in a child process that is kept running, or served elsewhere for many.
+
+Both are `builtin_server`; a child belongs to one process, a served one is shared by all that know its address.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -37,7 +40,7 @@ _INHERITED: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PAT
 
 
 class BuiltinModel(LanguageModel):
-    """The built-in model. A request made while it loads waits for it. Open it with `open_builtin`."""
+    """The built-in model. Open it with `open_builtin` (a request made while it loads waits) or `reach_builtin`."""
 
     def __init__(self, session: aiohttp.ClientSession, timeouts: ModelTimeouts) -> None:
         self._session = session
@@ -111,8 +114,7 @@ async def open_builtin(
     """
     builtin_server.weights_path()
     limits = timeouts or ModelTimeouts()
-    # llama.cpp promises to keep connections and closes each after a streamed answer.
-    async with open_session(limits, keep_alive=False) as session:
+    async with _open_session(limits) as session:
         model = BuiltinModel(session, limits)
         keeper = asyncio.create_task(_keep_running(model, log_file), name="builtin-model")
         try:
@@ -121,6 +123,32 @@ async def open_builtin(
             keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await keeper
+
+
+@asynccontextmanager
+async def reach_builtin(
+    url: str, *, key: str = "", timeouts: ModelTimeouts | None = None
+) -> AsyncIterator[BuiltinModel]:
+    """Reach a built-in model that runs elsewhere (`python -m duologue.llm.builtin_server`).
+
+    Args:
+        url: where it listens, without a path.
+        key: what it was started with in `DUOLOGUE_BUILTIN_KEY`; empty: it asks for none.
+        timeouts: for each try.
+
+    Yields:
+        The model, at once: whether it answers shows with the first request.
+    """
+    limits = timeouts or ModelTimeouts()
+    async with _open_session(limits) as session:
+        model = BuiltinModel(session, limits)
+        model.serve_from(url.rstrip("/"), key)
+        yield model
+
+
+def _open_session(limits: ModelTimeouts) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+    # llama.cpp promises to keep connections and closes each after a streamed answer.
+    return open_session(limits, keep_alive=False)
 
 
 async def _keep_running(model: BuiltinModel, log_file: Path | None) -> None:

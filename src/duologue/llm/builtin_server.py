@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +82,19 @@ def _threads() -> int:
     With as many threads as cores, two tokens a second were measured on a busy machine of two, with one fewer thirty.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, min(cores, _allowed_cores()) - 1)
+
+
+def _allowed_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many cores a container may use by its quota (cgroup v2), a very large number without one.
+
+    Threads that spin against a quota would spend it waiting for each other.
+    """
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such limit: the file is missing, or says `max`
+        return sys.maxsize
 
 
 def main(arguments: list[str] | None = None) -> None:

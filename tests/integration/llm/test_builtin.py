@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import signal
+import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,19 @@ import pytest
 import structlog
 
 from duologue.domain.errors import StartRefused
-from duologue.llm import builtin
-from duologue.llm.builtin import BuiltinModel, open_builtin
+from duologue.engines.child import child_process
+from duologue.llm import builtin, builtin_server
+from duologue.llm.builtin import BuiltinModel, open_builtin, reach_builtin
 from duologue.llm.openai_compatible import ModelTimeouts, open_session
-from duologue.llm.port import Chunk, Finished, ModelRequest, ModelTemporaryError, PromptMessage, PromptTooLong
+from duologue.llm.port import (
+    Chunk,
+    Finished,
+    ModelRefused,
+    ModelRequest,
+    ModelTemporaryError,
+    PromptMessage,
+    PromptTooLong,
+)
 
 REQUEST = ModelRequest(messages=[PromptMessage("user", "What is the sun?")], model="ignored", max_tokens=24)
 _DEADLINE = 60.0
@@ -100,6 +111,26 @@ async def test_model_without_its_packages_refuses_the_start(
     with pytest.raises(StartRefused, match=named):
         async with open_builtin():
             pass
+
+
+async def test_model_served_elsewhere_answers_those_that_have_its_key() -> None:
+    environment = {**os.environ, builtin_server.KEY_VARIABLE: "the key"}
+    command = (sys.executable, "-m", builtin_server.__name__)
+    async with child_process(
+        *command, name="model", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment
+    ) as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(_DEADLINE):
+            url = json.loads(await process.stdout.readline())["url"]
+        async with reach_builtin(url + "/", key="the key") as model, reach_builtin(url, key="none") as stranger:
+            await model.check()
+            text, finished = await _ask(model)
+            with pytest.raises(ModelRefused):
+                await _ask(stranger)
+        process.terminate()
+        await process.stdout.read()
+    assert text
+    assert finished.model == "smollm2-135m-instruct"
 
 
 def test_process_of_the_model_gets_none_of_this_ones_secrets() -> None:
