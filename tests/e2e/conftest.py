@@ -86,7 +86,7 @@ async def start_distributed(engines: OwnEngines, settings: Settings) -> AsyncIte
     """Start every role as processes behind nginx, with an empty database and topics of their own."""
     name = engines.postgres.create_database("template")
     shared = engines.shared(database=name, kafka_topic_prefix=f"{uuid.uuid4()}-")
-    environment = {"KAFKA_PARTITIONS": "4", "DATABASE_POOL_SIZE": "5", **settings}
+    environment = {"KAFKA_PARTITIONS": "6", "DATABASE_POOL_SIZE": "5", **settings}
     with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
         async with distributed_system(Path(folder), shared, environment) as system:
             yield system

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
+from tests.support.crowd import crowd
 from tests.support.model_server import ModelServer
-from tests.support.users import unique
-from tests.support.witness import Witness, witness
+from tests.support.witness import Witness
 
 from duologue.bench.system import EmbeddedSystem, System
 
@@ -18,56 +16,24 @@ _USERS = 12
 _MESSAGES = 3
 
 
-async def _witnesses(stack: AsyncExitStack, url: str, folder: Path) -> list[Witness]:
-    return [await stack.enter_async_context(witness(url, unique(f"user{number}"), folder)) for number in range(_USERS)]
-
-
 def _send_all(users: Sequence[Witness]) -> None:
-    for number in range(_MESSAGES):
+    for _ in range(_MESSAGES):
         for user in users:
-            user.connection.send(f"{user.name} asks {number}", client_id=f"{user.name}-{number}")
-
-
-async def _until_all_answered(users: Sequence[Witness]) -> None:
-    await asyncio.gather(*(user.until_answered(_MESSAGES) for user in users))
-
-
-def _replies(rows: Sequence[dict[str, Any]], message_id: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row.get("reply_to") == message_id]
-
-
-async def _assert_kept(users: Sequence[Witness]) -> None:
-    """What clients were told, what they show, and what the store has are the same."""
-    for user in users:
-        rows = await user.stored()
-        assert len(user.acknowledged) == _MESSAGES
-        assert len(set(user.acknowledged.values())) == _MESSAGES
-        assert set(user.outcomes.values()) == {1}, f"{user.name}: {user.outcomes}"
-        assert not user.stale_frames
-        assert len(user.event_ids) == len(set(user.event_ids))
-        for client_id, message_id in user.acknowledged.items():
-            assert [row["role"] for row in rows if row["id"] == message_id] == ["user"]
-            (reply,) = _replies(rows, message_id)
-            assert reply["state"] == "complete"
-            shown = user.connection.view.by_client_id(client_id)
-            assert shown is not None
-            assert shown.text == reply["content"]
-            assert reply["content"].count(" asks ") == 1, "the text is doubled"
+            user.say()
 
 
 async def test_system_killed_in_the_middle_of_replies_answers_each_message_once(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=40, tps=40, stamp=True, echo=True)
-    async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, system.url, tmp_path)
+    async with crowd(system.url, tmp_path, _USERS) as together:
+        users = together.users
         _send_all(users)
         await model_server.until(lambda stats: stats["in_flight"] >= _USERS and stats["pieces"] > 100)
         await system.kill()
         await model_server.configure(tps=400)
         await system.start()
-        await _until_all_answered(users)
-        await _assert_kept(users)
+        await together.assert_kept(model_server)
         highest = [max(user.attempts.values()) for user in users]
     assert max(highest) >= 2, "no reply was taken over: the kill came too late to show anything"
     stats = await model_server.stats()
@@ -78,31 +44,29 @@ async def test_system_killed_right_after_acks_loses_no_message(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(echo=True, stamp=True)
-    async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, system.url, tmp_path)
+    async with crowd(system.url, tmp_path, _USERS) as together:
+        users = together.users
         _send_all(users)
         first = users[0]
         await first.connection.until(lambda: bool(first.acknowledged))
         await system.kill()
         await system.start()
-        await _until_all_answered(users)
-        await _assert_kept(users)
+        await together.assert_kept(model_server)
 
 
 async def test_system_killed_again_and_again_still_answers_each_message_once(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
-    async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, system.url, tmp_path)
+    async with crowd(system.url, tmp_path, _USERS) as together:
+        users = together.users
         _send_all(users)
         for _ in range(3):
             asked = (await model_server.stats())["requests"]
             await model_server.until(lambda stats, asked=asked: stats["requests"] > asked)  # type: ignore[misc]
             await system.kill()
             await system.start()
-        await _until_all_answered(users)
-        await _assert_kept(users)
+        await together.assert_kept(model_server)
 
 
 async def test_embedded_system_stopped_in_order_tells_its_users_what_it_finishes(
@@ -110,8 +74,8 @@ async def test_embedded_system_stopped_in_order_tells_its_users_what_it_finishes
 ) -> None:
     """Its roles stop one after the other, sockets last. Of many processes each stops for itself."""
     await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
-    async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, embedded.url, tmp_path)
+    async with crowd(embedded.url, tmp_path, _USERS) as together:
+        users = together.users
         _send_all(users)
         await asyncio.gather(*(user.until_echoed(_MESSAGES) for user in users))
         assert await embedded.terminate() == 0
@@ -122,13 +86,12 @@ async def test_system_stopped_in_order_finishes_what_it_accepted(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:
     await model_server.configure(tokens=20, tps=40, stamp=True, echo=True)
-    async with AsyncExitStack() as stack:
-        users = await _witnesses(stack, system.url, tmp_path)
+    async with crowd(system.url, tmp_path, _USERS) as together:
+        users = together.users
         _send_all(users)
         await asyncio.gather(*(user.until_echoed(_MESSAGES) for user in users))
         assert await system.terminate() == 0
         assert (await model_server.stats())["completed"] == _USERS * _MESSAGES
         await system.start()
-        await _until_all_answered(users)
-        await _assert_kept(users)
+        await together.assert_kept(model_server)
         assert {attempt for user in users for attempt in user.attempts.values()} == {1}
