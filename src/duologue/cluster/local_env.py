@@ -21,6 +21,8 @@ LOCAL_ENV: Final = Path("deploy/local.env")
 _MOST: Final = 50
 """Processes of one role at most: the ports of the roles lie so far apart and more."""
 
+_LAST_PORT: Final = 65_535
+
 _FIRST_LINE: Final = """\
 # The cluster on one machine (`make start-all`): its ports, how many processes of each role, its folder. With Docker the
 # same names mean the same; the folder and the ports inside are then Docker's own.
@@ -33,7 +35,7 @@ def _declared(default: Any, description: str, group: str, **bounds: Any) -> Any:
 
 
 def _port(default: int, description: str, group: str) -> Any:
-    return _declared(default, description, group, ge=1, le=65535)
+    return _declared(default, description, group, ge=1, le=_LAST_PORT)
 
 
 def _number(default: int, description: str) -> Any:
@@ -103,9 +105,11 @@ def read_local_env(root: Path) -> LocalEnv:
 
 
 def _check_ports(local_env: LocalEnv) -> None:
-    """Refuse a port that two programs would share. Raises StartRefused."""
+    """Refuse a port that two programs would share, or that is none. Raises StartRefused."""
     names: dict[int, str] = {}
     for name, port in local_env.ports():
+        if port > _LAST_PORT:
+            raise StartRefused(f"{name}: {port} is no port")
         if port in names:
             raise StartRefused(f"port {port} is given twice, by {names[port]} and {name}")
         names[port] = name

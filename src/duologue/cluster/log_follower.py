@@ -6,7 +6,7 @@ import os
 import time
 from itertools import cycle
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from rich.console import Console
 from rich.text import Text
@@ -34,15 +34,15 @@ def follow(folder: Path, service: str, console: Console) -> None:
     """
     if not _chosen(folder, service):
         raise StartRefused(_unknown(folder, service))
-    follower = LogFollower(folder, service)
-    while True:
-        for name, colour, line in follower.lines():
-            console.print(Text.assemble((f"{name:<20} ", colour), line))
-        time.sleep(_POLL_SECONDS)
+    with LogFollower(folder, service) as follower:
+        while True:
+            for name, colour, line in follower.lines():
+                console.print(Text.assemble((f"{name:<20} ", colour), line))
+            time.sleep(_POLL_SECONDS)
 
 
 class LogFollower:
-    """Reads on where it was, also when a log has been rotated or is new."""
+    """Reads on where it was, also when a log has been rotated or is new; holds the logs open while its context is."""
 
     def __init__(self, folder: Path, service: str) -> None:
         self._folder = folder
@@ -51,6 +51,13 @@ class LogFollower:
         self._colours = cycle(_COLOURS)
         for path in _chosen(folder, service):
             self._logs[path.stem] = _Log(path, next(self._colours), from_end=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for log in self._logs.values():
+            log.close()
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Return what is new: the program's name, its colour, the line."""
@@ -68,8 +75,13 @@ class _Log:
         self._rest = b""
         self._past: list[str] = []
         if from_end:
-            self._file.seek(max(0, path.stat().st_size - _FIRST_BYTES))
-            self._past = self._read()[-_FIRST_LINES:]
+            start = max(0, path.stat().st_size - _FIRST_BYTES)
+            self._file.seek(start)
+            lines = self._read()
+            self._past = lines[1 if start else 0 :][-_FIRST_LINES:]  # the first begins in its middle
+
+    def close(self) -> None:
+        self._file.close()
 
     def lines(self) -> list[str]:
         past, self._past = self._past, []

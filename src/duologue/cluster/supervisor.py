@@ -201,15 +201,13 @@ class Supervisor:
     @property
     def running(self) -> bool:
         """Whether it answers."""
-        return self.pid is not None
-
-    @property
-    def pid(self) -> int | None:
-        """The id of its process, None if there is none that answers."""
         try:
-            return int(self._call("getPID"))
+            self._call("getPID")
+        except xmlrpc.client.Fault:  # it is about to end, and refuses all
+            return True
         except OSError:
-            return None
+            return False
+        return True
 
     def configure(self, programs: Sequence[Supervised]) -> None:
         """Write its configuration and the programs' scripts.
@@ -286,10 +284,10 @@ class Supervisor:
         self._answer("addProcessGroup", name)
 
     def states(self) -> dict[str, ProcessState]:
-        """Return each process's state by name; empty if supervisord does not run."""
+        """Return each process's state by name; empty if supervisord does not run, or is about to end."""
         try:
             every: list[dict[str, Any]] = self._call("getAllProcessInfo")
-        except OSError:
+        except (OSError, xmlrpc.client.Fault):
             return {}
         return {each["name"]: _state(each) for each in every}
 
@@ -342,9 +340,15 @@ class Supervisor:
             ) from error
 
     def _call(self, method: str, *arguments: Any) -> Any:
+        """Raises OSError if it does not answer, `xmlrpc.client.Fault` if it refuses."""
         transport = _UnixTransport(self._socket(), self._password)
-        with xmlrpc.client.ServerProxy("http://localhost", transport) as server:
-            return getattr(server.supervisor, method)(*arguments)
+        try:
+            with xmlrpc.client.ServerProxy("http://localhost", transport) as server:
+                return getattr(server.supervisor, method)(*arguments)
+        except xmlrpc.client.ProtocolError as error:
+            raise ConnectionError(error.errmsg) from error
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from error
 
     def _socket(self, *, make: bool = False) -> Path:
         """Return its socket's path: in the cluster's folder, or in a private one if that has too long a name, or one
@@ -376,7 +380,9 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # which the base class closes
+        return connection
 
 
 class _UnixConnection(http.client.HTTPConnection):
