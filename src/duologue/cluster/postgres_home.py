@@ -18,21 +18,27 @@ _ELSEWHERE: Final = Path("/var/lib/duologue")
 def postgres_home(cluster: Path) -> Path:
     """Return the folder for the PostgreSQL of the cluster in `cluster`, an absolute path that exists.
 
-    It is in there, or, if this is root and nobody cannot get there, in a folder made for it under /var/lib.
-
-    Raises:
-        StartRefused: that cannot be made.
+    It is in there, or, if this is root and nobody cannot get there, under /var/lib.
     """
     if os.geteuid() != 0 or _nobody_can_enter(cluster):
         return cluster / "postgres"
-    home = _elsewhere(cluster)
+    return _elsewhere(cluster) / "postgres"
+
+
+def make_postgres_home(home: Path) -> None:
+    """Make the folders that lead to `home`, if it is under /var/lib.
+
+    Raises:
+        StartRefused: they cannot be made.
+    """
+    if not home.is_relative_to(_ELSEWHERE):
+        return
     try:
-        home.mkdir(mode=0o711, parents=True, exist_ok=True)
-        for folder in (home.parent, home):
+        home.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (_ELSEWHERE, home.parent):
             folder.chmod(0o711)
     except OSError as error:
-        raise StartRefused(f"{home} cannot be made for PostgreSQL: {error.strerror}") from error
-    return home / "postgres"
+        raise StartRefused(f"{home.parent} cannot be made for PostgreSQL: {error.strerror}") from error
 
 
 def remove_postgres_home(cluster: Path) -> None:

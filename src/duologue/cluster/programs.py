@@ -17,7 +17,7 @@ from duologue.cluster.local_env import LocalEnv
 from duologue.cluster.local_secrets import LocalSecrets
 from duologue.cluster.nginx import NginxServer
 from duologue.cluster.postgres import PostgresServer
-from duologue.cluster.postgres_home import postgres_home
+from duologue.cluster.postgres_home import make_postgres_home, postgres_home
 from duologue.cluster.server_process import EngineMissing, ServerProcess
 from duologue.cluster.supervisor import Supervised
 from duologue.cluster.valkey import ValkeyServer
@@ -170,8 +170,14 @@ def _had(make: Callable[[Site], _Server], site: Site, missing: list[str]) -> _Se
     return server
 
 
+class _HousedPostgres(PostgresServer):
+    def prepare(self) -> None:
+        make_postgres_home(self.folder)
+        super().prepare()
+
+
 def _postgres(site: Site) -> PostgresServer:
-    return PostgresServer(
+    return _HousedPostgres(
         postgres_home(site.folder),
         port=site.env.postgres_port,
         password=site.secrets.postgres_password,

@@ -325,6 +325,8 @@ class Supervisor:
         deadline = time.monotonic() + _CALL_SECONDS
         while (self.folder / _PID).exists() and time.monotonic() < deadline:  # it removes that last
             time.sleep(_POLL_SECONDS)
+        if (private := self._socket().parent) != self.folder:
+            shutil.rmtree(private, ignore_errors=True)
 
     def _answer(self, method: str, *arguments: Any, unless: int = 0) -> Any:
         """Call and return the answer; a refusal with the code `unless` means that there is nothing to do."""
