@@ -86,6 +86,8 @@ class KafkaServer(ServerProcess):
 
     def prepare(self) -> None:
         """See `ServerProcess.prepare`. The first call on a machine gets the jars, which takes up to a minute."""
+        if "," in str(self._data):
+            raise StartRefused(f"Kafka cannot have its data in {self.folder}: it takes a comma for the end of the path")
         fetch_jars()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._config.write_text(self._configuration())
@@ -130,7 +132,7 @@ class KafkaServer(ServerProcess):
 
     def _java(self, main: str, *arguments: str) -> list[str]:
         options = _LASTING_JAVA if self._lasting else _PASSING_JAVA
-        logging = f"-Dlog4j2.configurationFile={_FILES / 'log4j2.properties'}"
+        logging = f"-Dlog4j2.configurationFile={(_FILES / 'log4j2.properties').as_uri()}"
         return [java(), *options, logging, "-cp", f"{jars()}/*", main, *arguments]
 
     def _format(self) -> None:

@@ -162,12 +162,12 @@ class LocalCluster:
         Raises:
             StartRefused: its folder holds something else.
         """
+        self._check_folder()
         self.stop()
-        if self.folder.exists():
-            self._check_folder()
-            shutil.rmtree(self.folder)
         remove_postgres_home(self.folder)
-        self._say(f"{self.folder} is removed.")
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+            self._say(f"{self.folder} is removed.")
 
     @property
     def logs(self) -> Path:

@@ -273,6 +273,11 @@ def test_postgres_that_is_not_there_is_named_with_how_to_get_it(monkeypatch: pyt
         PostgresServer(folder)
 
 
+def test_kafka_in_a_folder_with_a_comma_is_refused(folder: Path) -> None:
+    with pytest.raises(StartRefused, match="it takes a comma for the end of the path"):
+        KafkaServer(folder / "one, two").prepare()
+
+
 def test_kafka_without_java_or_maven_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
