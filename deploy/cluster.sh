@@ -36,7 +36,7 @@ with_docker() {
   # A provider takes the place of the built-in model.
   if grep -qsE '^ *(OPENAI_API_KEY|OPENAI_BASE_URL)=.' .env; then export BUILTIN_MODELS=0; fi
   case "$command" in
-    start) compose up --detach --wait --build && echo "Open http://127.0.0.1:$(port). Logs: make logs; stop: make stop-all." ;;
+    start) compose up --detach --wait --build && echo "Open http://$(compose port nginx 8080). Logs: make logs; stop: make stop-all." ;;
     start-dependencies) file=dependencies compose up --detach --wait "${dependencies[@]}" ;;
     start-backend) COMPOSE_IGNORE_ORPHANS=true file=backend compose up --detach --wait --build ;;
     stop) compose stop ;;
@@ -49,17 +49,12 @@ with_docker() {
 }
 
 restart_roles() { # kind after kind, so that one of each other kind always runs
-  compose up --detach --wait --build migrate
   local role
+  compose build
+  compose run --rm migrate
   for role in message-relay ai-consumer api websocket-server; do
     compose up --detach --wait --no-deps --force-recreate "$role"
   done
-}
-
-port() {
-  local line
-  line=$(compose port nginx 8080)
-  echo "${line##*:}"
 }
 
 confirm() {

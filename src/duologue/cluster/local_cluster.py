@@ -44,6 +44,7 @@ _PATIENCE_SECONDS: Final = 10.0
 _ENDING_SECONDS: Final = 3.0
 """Processes whose supervisord was killed may take so long to end."""
 
+_LOCK: Final = "lock"
 _LAST_LINES: Final = 15
 
 
@@ -92,6 +93,8 @@ class LocalCluster:
             if Group.DEPENDENCIES not in groups:
                 self._require_dependencies(everything)
             self._check_ports(chosen)
+            self._fetch(chosen)
+            self._say(f"Starting the cluster of {self.folder}")
             changed = self._configure(everything)
             self._replace(program for program in chosen if program.name in changed)
             for turn in START_ORDER:
@@ -194,18 +197,16 @@ class LocalCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Root's PostgreSQL runs as nobody, who has to pass through.
         self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (self.folder / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StartRefused(f"another command works on the cluster in {self.folder}: wait for its end") from None
             yield
-        except BlockingIOError:
-            raise StartRefused(f"another command works on the cluster in {self.folder}: wait for its end") from None
-        finally:
-            os.close(descriptor)
 
     def _check_folder(self) -> None:
         """Raises StartRefused if the folder is not a cluster's: `clean` would remove what is in it."""
-        if self.folder.is_dir() and not self._exists and {path.name for path in self.folder.iterdir()} - {"lock"}:
+        if self.folder.is_dir() and not self._exists and {path.name for path in self.folder.iterdir()} - {_LOCK}:
             raise StartRefused(
                 f"{self.folder} holds something that is not a cluster's: set CLUSTER_DIR to another folder"
             )
@@ -219,11 +220,13 @@ class LocalCluster:
             secrets=self._secrets,
             environment=self._environment,
         )
-        made = plan(site)
-        if not self.settings.kafka_bootstrap_servers and not kafka.jars().is_dir():
+        return plan(site)
+
+    def _fetch(self, programs: Iterable[Program]) -> None:
+        """Get what does not come with Python packages."""
+        if "kafka" in {program.name for program in programs} and not kafka.jars().is_dir():
             self._say(f"Getting Kafka {kafka.VERSION} by Maven, once for this user …")
             kafka.fetch_jars()
-        return made
 
     def _require_dependencies(self, everything: Plan) -> None:
         away = [program.name for program in everything.of(Group.DEPENDENCIES) if not self._runs(program.name)]
@@ -336,14 +339,23 @@ class LocalCluster:
 
     def _tell(self, seconds: float) -> None:
         env = self.env
-        url = f"http://{'127.0.0.1' if env.nginx_host == '0.0.0.0' else env.nginx_host}:{env.nginx_port}"  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(env.nginx_host, env.nginx_host)  # noqa: S104
+        url = f"http://{f'[{host}]' if ':' in host else host}:{env.nginx_port}"
         chat = "duologue chat" if env.nginx_port == 8080 else f"duologue chat --url {url}"
         model = "built in" if self.settings.builtin_model else self.settings.openai_base_url or "OpenAI"
+        given = {
+            "PostgreSQL": self.settings.database_url,
+            "Kafka": self.settings.kafka_bootstrap_servers,
+            "Redis": self.settings.redis_url or self.settings.redis_host,
+        }
+        named = [name for name, address in given.items() if address]
+        engines = f"  Engines   {', '.join(named)} as in the settings\n" if named else ""
         self._say(
             f"\n{self.settings.app_name} is ready after {seconds:.1f} s.\n"
             f"  Open      {url} (and ports {env.nginx_gateway_port}, {env.nginx_chat_port})\n"
             f"  Terminal  {_shown(Path(sys.executable).parent, self.root)}/{chat}\n"
             f"  Model     {model}\n"
+            f"{engines}"
             f"  Logs      make logs, make logs SERVICE=ai-consumer-1; files in {_shown(self.logs, self.root)}\n"
             f"  Stop      make stop-all; make status shows what runs, {LOCAL_ENV} has the ports and numbers."
         )

@@ -22,7 +22,7 @@ from duologue.cluster.server_process import EngineMissing, ServerProcess
 from duologue.cluster.supervisor import Supervised
 from duologue.cluster.valkey import ValkeyServer
 from duologue.config import BUILTIN_WORKERS, Settings
-from duologue.llm.builtin_server import KEY_VARIABLE, MODEL_NAME
+from duologue.llm.builtin_server import KEY_VARIABLE
 
 DATABASE: Final = "duologue"
 START_ORDER: Final = (
@@ -150,7 +150,7 @@ def plan(site: Site) -> Plan:
     environment = _role_environment(site, postgres, kafka, valkey)
     engines = {"postgres": postgres, "kafka": kafka, "valkey": valkey}
     programs = [_of_server(name, each, _ports(site.env, name)) for name, each in engines.items() if each is not None]
-    programs += [_model(site)] if settings.builtin_model else []
+    programs += [_model(site)] if _serves_model(settings) else []
     programs += _roles(site, environment)
     programs.append(_of_nginx(nginx))
     return Plan(programs=programs, postgres=postgres, role_environment=environment)
@@ -330,14 +330,17 @@ def _role_environment(
         environment["KAFKA_BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
     if valkey is not None:
         environment["REDIS_URL"] = valkey.url
-    if site.settings.builtin_model:
-        environment["OPENAI_BASE_URL"] = f"http://{_LOOPBACK}:{site.env.model_port}/v1"
-        environment["OPENAI_API_KEY"] = site.secrets.model_key
-        environment["OPENAI_MODEL"] = MODEL_NAME
+    if _serves_model(site.settings):
+        environment["BUILTIN_MODEL_URL"] = f"http://{_LOOPBACK}:{site.env.model_port}"
+        environment["BUILTIN_MODEL_KEY"] = site.secrets.model_key
         # The model answers so many at once, whoever asks.
         share = max(1, BUILTIN_WORKERS // site.env.ai_consumers)
         environment["MAX_WORKERS"] = str(site.settings.max_workers or share)
     return environment
+
+
+def _serves_model(settings: Settings) -> bool:
+    return settings.builtin_model and not settings.builtin_model_url
 
 
 def _stop_turn(name: str) -> int:

@@ -74,15 +74,20 @@ def test_plan_with_every_port_of_its_own_names_all_that_listen(site: Site) -> No
 def test_plan_without_a_provider_shares_the_built_in_model_out(site: Site, consumers: int, workers: str) -> None:
     made = _plan(site, env=LocalEnv(ai_consumers=consumers))
     for environment in _environments(made, "ai-consumer"):
-        assert environment["OPENAI_BASE_URL"] == "http://127.0.0.1:18500/v1"
-        assert environment["OPENAI_API_KEY"] == site.secrets.model_key
+        assert environment["BUILTIN_MODEL_URL"] == "http://127.0.0.1:18500"
+        assert environment["BUILTIN_MODEL_KEY"] == site.secrets.model_key
         assert environment["MAX_WORKERS"] == workers
 
 
-def test_plan_with_a_provider_serves_no_model(site: Site) -> None:
-    made = _plan(site, settings=Settings(openai_base_url="http://provider/v1"))
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(openai_base_url="http://provider/v1"), Settings(builtin_model_url="http://elsewhere")],
+    ids=["provider", "built-in elsewhere"],
+)
+def test_plan_with_another_model_serves_none(site: Site, settings: Settings) -> None:
+    made = _plan(site, settings=settings)
     assert "model" not in [program.name for program in made.programs]
-    assert "OPENAI_BASE_URL" not in made.role_environment  # the roles read it where the cluster has
+    assert not {"OPENAI_BASE_URL", "BUILTIN_MODEL_URL", "MAX_WORKERS"} & made.role_environment.keys()
 
 
 @pytest.mark.parametrize(
