@@ -33,7 +33,7 @@ from duologue.cluster.programs import (
     kind_of,
     plan,
 )
-from duologue.cluster.supervisor import State, Supervisor
+from duologue.cluster.supervisor import Supervisor
 from duologue.config import Settings, load_settings
 from duologue.domain.errors import StartRefused
 
@@ -286,6 +286,7 @@ class LocalCluster:
                 self._say(f"  {program.name:<20} runs")
         waiting = [program for program in programs if not states[program.name].state.alive or not program.answers()]
         patience = began + _PATIENCE_SECONDS
+        started = self._supervisor.states()
         while waiting:
             for program in list(waiting):
                 if program.answers():
@@ -294,7 +295,8 @@ class LocalCluster:
                         f"  {program.name:<20} ready    {_addresses(program):<24} {time.monotonic() - began:5.1f} s"
                     )
                 else:
-                    self._check_alive(program, time.monotonic() - began, sizes[program.name])
+                    waited_seconds = time.monotonic() - began
+                    self._check_alive(program, started[program.name].pid, waited_seconds, sizes[program.name])
             if waiting and time.monotonic() > patience:
                 patience += _PATIENCE_SECONDS
                 self._say(f"  waiting for {', '.join(program.name for program in waiting)} …")
@@ -306,12 +308,12 @@ class LocalCluster:
                 self._supervisor.signal(program.name, signal.SIGHUP)
                 self._say(f"  {program.name:<20} has taken over what changed")
 
-    def _check_alive(self, program: Program, waited_seconds: float, log_start: int) -> None:
-        """Raise StartRefused if it will not come up."""
-        state = self._supervisor.states()[program.name].state
-        if state in {State.STARTING, State.RUNNING} and waited_seconds < program.start_seconds:
+    def _check_alive(self, program: Program, pid: int, waited_seconds: float, log_start: int) -> None:
+        """Raise StartRefused if it will not come up: its first process has ended, or its time is over."""
+        goes_on = self._supervisor.states()[program.name].pid == pid != 0
+        if goes_on and waited_seconds < program.start_seconds:
             return
-        problem = f"is not ready after {program.start_seconds:.0f} s" if state.alive else "has ended"
+        problem = f"is not ready after {program.start_seconds:.0f} s" if goes_on else "has ended"
         log = self._log(program)
         raise StartRefused(
             f"{program.name} does not come up: it {problem}. The end of its log ({log}):\n\n{_tail(log, log_start)}\n\n"

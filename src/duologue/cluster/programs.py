@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from duologue.auth.secret import checked_secret
 from duologue.cluster.kafka import KafkaPorts, KafkaServer
 from duologue.cluster.local_env import LocalEnv
 from duologue.cluster.local_secrets import LocalSecrets
@@ -138,6 +139,7 @@ def plan(site: Site) -> Plan:
 
     Raises:
         EngineMissing: programs are not on this machine; the message names all of them.
+        StartRefused: JWT_SECRET is too short.
     """
     missing: list[str] = []
     settings = site.settings
@@ -214,7 +216,7 @@ def _nginx(site: Site) -> NginxServer:
 
 def _of_nginx(server: NginxServer) -> Program:
     program = _of_server("nginx", server, server.ports)
-    supervised = replace(program.supervised, before=_END_ORPHANS)
+    supervised = replace(program.supervised, before=_END_ORPHANS, read="")  # which it reads again when told to
     return replace(
         program, group=Group.BACKEND, host=server.host, supervised=supervised, renew=partial(_renew_nginx, server)
     )
@@ -245,6 +247,7 @@ def _of_server(name: str, server: ServerProcess, ports: Sequence[int]) -> Progra
             stop_seconds=server.stop_seconds,
             stop_turn=_stop_turn(name),
             death_signal=server.death_signal,
+            read=str(ports),
         ),
         ports=ports,
         start_seconds=server.start_seconds,
@@ -322,7 +325,7 @@ def _role_environment(
         for name, value in site.environment.items()
         if name.lower() in Settings.model_fields and name not in _OWN
     }
-    environment["JWT_SECRET"] = site.settings.jwt_secret.get_secret_value() or site.secrets.jwt_secret
+    environment["JWT_SECRET"] = checked_secret(site.settings.jwt_secret.get_secret_value() or site.secrets.jwt_secret)
     environment["TRUSTED_PROXIES"] = _LOOPBACK  # nginx, which has looked at the operator's own
     if postgres is not None:
         environment["DATABASE_URL"] = postgres.url(DATABASE)

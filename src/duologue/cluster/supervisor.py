@@ -45,7 +45,7 @@ _ALREADY_STARTED: Final = 60
 _CALL_SECONDS: Final = 10.0
 _START_SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.05
-_STEADY_SECONDS: Final = 2
+_STEADY_SECONDS: Final = 5
 """A process that ends earlier counts as one that does not start."""
 
 _RETRIES: Final = 20
@@ -98,6 +98,7 @@ class Supervised:
         stop_turn: when it is its turn to stop, if supervisord itself is ended: the lowest first.
         death_signal: what the kernel sends it when supervisord is killed.
         before: a line of shell to run before each start, in the cluster's folder.
+        read: what it reads from files of its own, or a part of that by which a change shows.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Supervised:
     stop_turn: int = 0
     death_signal: signal.Signals = signal.SIGKILL
     before: str = ""
+    read: str = ""
 
     def script(self) -> str:
         """Return the shell script that becomes it."""
@@ -160,8 +162,9 @@ def render_config(programs: Iterable[Supervised], socket_path: Path, password: s
 def _section(program: Supervised) -> Iterator[str]:
     yield f"[program:{program.name}]"
     yield f"command=/bin/sh {_script_path(program)}"
-    # What the script says is supervisord's only if it stands here: so it knows a changed program.
-    yield f"environment=DUOLOGUE_PROGRAM={hashlib.sha256(program.script().encode()).hexdigest()[:16]}"
+    # supervisord knows a program as changed by what stands here.
+    said = f"{program.script()}{program.read}"
+    yield f"environment=DUOLOGUE_PROGRAM={hashlib.sha256(said.encode()).hexdigest()[:16]}"
     yield from ([f"user={program.user}"] if program.user is not None else [])
     yield f"priority={900 - program.stop_turn}"
     yield "autostart=false"

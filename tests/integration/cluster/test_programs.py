@@ -13,6 +13,7 @@ from duologue.cluster.local_secrets import local_secrets
 from duologue.cluster.programs import STOP_ORDER, Group, Plan, Site, kind_of, plan
 from duologue.cluster.server_process import EngineMissing
 from duologue.config import Settings
+from duologue.domain.errors import StartRefused
 
 _DEFAULT = [
     "postgres",
@@ -117,6 +118,11 @@ def test_plan_passes_settings_of_the_environment_on_but_not_what_each_role_has_f
 def test_plan_with_a_jwt_secret_in_the_settings_takes_that(site: Site) -> None:
     made = _plan(site, settings=Settings(jwt_secret="x" * 40))  # type: ignore[arg-type]
     assert made.role_environment["JWT_SECRET"] == "x" * 40
+
+
+def test_plan_with_a_short_jwt_secret_is_refused(site: Site) -> None:
+    with pytest.raises(StartRefused, match="32 characters"):
+        _plan(site, settings=Settings(jwt_secret="short"))  # type: ignore[arg-type]
 
 
 def test_plan_stops_every_program_at_a_turn(site: Site) -> None:

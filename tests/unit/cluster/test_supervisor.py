@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ def test_config_of_a_changed_program_differs_though_its_command_is_the_same(tmp_
     before, after = (_parsed(_program(tmp_path, VALUE=value))["program:a-1"] for value in ("1", "2"))
     assert before["environment"] != after["environment"]
     assert before["command"] == after["command"]
+
+
+def test_config_of_a_program_whose_files_have_changed_differs(tmp_path: Path) -> None:
+    before, after = (_parsed(replace(_program(tmp_path), read=read))["program:a-1"] for read in ("1", "2"))
+    assert before["environment"] != after["environment"]
 
 
 def test_config_lets_programs_be_restarted_but_not_started_by_themselves(tmp_path: Path) -> None:
