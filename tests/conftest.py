@@ -15,6 +15,8 @@ from duologue.cluster.postgres import PostgresServer
 from duologue.cluster.valkey import ValkeyServer
 from duologue.store.migrate import migrate
 
+pytest.register_assert_rewrite("tests.support.crowd", "tests.support.witness")  # so that they tell what they compare
+
 
 @pytest.fixture(scope="session")
 def session_valkey() -> Iterator[ValkeyServer]:

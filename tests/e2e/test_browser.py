@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, expect
 from tests.support.browser import open_browser, open_page
 from tests.support.model_server import ModelServer
 
@@ -20,11 +20,19 @@ from duologue.client.conversation_view import ConversationView
 pytestmark = pytest.mark.browser
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def context() -> AsyncIterator[BrowserContext]:
-    """A fresh profile: another guest, nothing stored."""
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """A headless Chromium."""
     async with open_browser() as browser:
-        yield await browser.new_context()
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """A fresh profile: another guest, nothing stored."""
+    context = await browser.new_context()
+    yield context
+    await context.close()
 
 
 async def test_page_shows_the_reply_as_it_is_written(

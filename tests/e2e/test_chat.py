@@ -213,7 +213,7 @@ async def test_terminal_commands_answer(system: System, home: dict[str, str]) ->
 async def test_ctrl_c_during_a_reply_returns_to_the_prompt_and_at_the_prompt_ends(
     system: System, model_server: ModelServer, home: dict[str, str]
 ) -> None:
-    await model_server.configure(tokens=200, tps=20, echo=True)
+    await model_server.configure(tokens=80, tps=20, echo=True)
     async with terminal(system.url, home) as chat:
         await chat.until_prompt()
         chat.press("a long story\r")
