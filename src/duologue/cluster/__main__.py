@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,8 @@ def status() -> None:
 @app.command()
 def logs(service: Annotated[str, typer.Option(help="Of this program only.", envvar="SERVICE")] = "") -> None:
     """Follow the logs until Ctrl-C."""
-    follow(_cluster().logs, service, Console(soft_wrap=True, highlight=False))
+    with suppress(KeyboardInterrupt):  # the way to end it
+        follow(_cluster().logs, service, Console(soft_wrap=True, highlight=False))
 
 
 @app.command()

@@ -41,7 +41,7 @@ STOP_ORDER: Final = (
     ("kafka", "valkey", "postgres"),
 )
 
-_ROLE_START_SECONDS: Final = 60.0
+_ROLE_START_SECONDS: Final = 180.0
 _MODEL_START_SECONDS: Final = 120.0
 _MODEL_STOP_SECONDS: Final = 5.0
 _AFTER_DRAIN_SECONDS: Final = 15.0
