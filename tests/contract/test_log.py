@@ -8,7 +8,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import pytest
-from tests.support.logs import Listener, LogUnderTest, append_until_acknowledged, by_key, ends, read, reading
+from tests.support.logs import (
+    Listener,
+    LogUnderTest,
+    append_until_acknowledged,
+    by_key,
+    ends,
+    read,
+    reading,
+    until_ready,
+)
 
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import ConsumerRefused, LogUnavailable, OwnershipLost
@@ -134,6 +143,43 @@ async def test_poll_large_backlog_of_large_values_is_read_whole(logs: LogUnderTe
         for value in values:
             await log.producer.append(TOPIC, "key", value, {})
         assert [record.value for record in await read(consumer, len(values))] == values
+
+
+async def test_unread_tells_what_poll_has_not_handed_out(logs: LogUnderTest) -> None:
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        assert await consumer.unread() == {}
+        await _append_all(log, [b"0", b"1", b"2"])
+        [(partition, end)] = (await consumer.unread()).items()
+        first, second = await read(consumer, 2, at_once=2)
+        assert await consumer.unread() == {partition: end}
+        [last] = await read(consumer, 1)
+        assert (last.partition, last.offset + 1) == (partition, end)
+        assert await consumer.unread() == {}
+        await consumer.commit(ends([first, second]))
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        assert await consumer.unread() == {partition: end}
+        await consumer.commit(ends(await read(consumer, 1)))
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        assert await consumer.unread() == {}
+
+
+async def test_unread_of_a_paused_partition_stays(logs: LogUnderTest) -> None:
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        await log.producer.append(TOPIC, "key", b"0", {})
+        [first] = await read(consumer, 1)
+        consumer.pause(first.partition)
+        await log.producer.append(TOPIC, "key", b"1", {})
+        assert list(await consumer.poll(10, 0.1)) == []
+        assert list(await consumer.unread()) == [first.partition]
+
+
+async def test_unread_engine_away_raises(logs: LogUnderTest) -> None:
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        await log.producer.append(TOPIC, "key", b"0", {})
+        logs.engine.stop()
+        with pytest.raises(LogUnavailable):
+            await consumer.unread()
+        logs.engine.start()
 
 
 async def test_pause_partition_holds_its_records_until_resume(logs: LogUnderTest) -> None:
@@ -315,7 +361,7 @@ async def test_append_engine_away_fails_in_time_and_goes_on_by_itself(logs: LogU
             await log.check()
         logs.engine.start()
         await append_until_acknowledged(log, TOPIC, "key", b"after")
-        await log.check()
+        await until_ready(log)
         assert {record.value for record in await read(consumer, 2)} >= {b"before", b"after"}
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from duologue.domain.errors import LogUnavailable
+from duologue.domain.errors import LogUnavailable, OwnershipLost
 from duologue.log.port import Log, LogConsumer, LogRecord, Partition
 
 DEADLINE_SECONDS = 20.0
@@ -100,6 +100,27 @@ async def append_until_acknowledged(log: Log, topic: str, key: str, value: bytes
         while True:
             try:
                 return await log.producer.append(topic, key, value, {})
+            except LogUnavailable:
+                await asyncio.sleep(0.02)
+
+
+async def poll_until_lost(consumer: LogConsumer) -> None:
+    """Poll, patient with a log that is away, until another may own the partitions; drop what is read meanwhile."""
+    while True:
+        try:
+            await consumer.poll(10, 0.5)
+        except LogUnavailable:
+            await asyncio.sleep(0.1)
+        except OwnershipLost:
+            return
+
+
+async def until_ready(log: Log) -> None:
+    """Wait for a log to answer a check: it is looked at anew a moment after it has come back."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            try:
+                return await log.check()
             except LogUnavailable:
                 await asyncio.sleep(0.02)
 

@@ -135,6 +135,9 @@ class _PluggedConsumer:
         self._plug.check(LogUnavailable)
         await self._consumer.commit(offsets)
 
+    async def unread(self) -> Mapping[Partition, int]:
+        return await self._consumer.unread()
+
     def pause(self, partition: Partition) -> None:
         self._consumer.pause(partition)
 

@@ -24,13 +24,14 @@ class Holding:
     `held` turns False for good when the partition is given up or lost: what is done later is not committed.
     """
 
-    __slots__ = ("_on_done", "_watermark", "held", "partition", "position", "undone")
+    __slots__ = ("_on_done", "_watermark", "end", "held", "partition", "position", "undone")
 
     def __init__(self, partition: Partition, on_done: Callable[[], None]) -> None:
         self.partition = partition
         self.held = True
         self.undone = 0
         self.position: int | None = None
+        self.end = 0  # the offset after the last one that was read
         self._on_done = on_done
         self._watermark = Watermark()
 
@@ -39,6 +40,7 @@ class Holding:
         self._watermark.read(record.offset)
         if self.position is None:
             self.position = record.offset
+        self.end = record.offset + 1
         self.undone += 1
         return Delivery(record, self)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -84,7 +84,7 @@ class Intake:
         self._stopped = False
         self._finish = asyncio.Event()
         self._idle = asyncio.Event()
-        self._caught_up = asyncio.Event()
+        self._progress = asyncio.Event()
 
     @property
     def undone(self) -> int:
@@ -129,14 +129,14 @@ class Intake:
         self._changed()
 
     async def caught_up(self) -> None:
-        """Return when a poll has found nothing more, so that all that was on the log at the call is handed out.
+        """Return when all that was on the log at the call, of the partitions held, is handed out.
 
         Returns at once while nothing is read.
         """
-        if self._consumer is None:
-            return
-        self._caught_up.clear()
-        await self._caught_up.wait()
+        ends = await until_done(self._unread, what="find_the_end_of_the_log")
+        while self._has_before(ends):
+            self._progress.clear()
+            await self._progress.wait()
 
     async def idle(self) -> None:
         """Return when everything that was handed out is done."""
@@ -186,12 +186,21 @@ class Intake:
         self._end(gone)
         self._handler.lost(gone)
 
+    async def _unread(self) -> Mapping[Partition, int]:
+        return {} if self._consumer is None else await self._consumer.unread()
+
+    def _has_before(self, ends: Mapping[Partition, int]) -> bool:
+        """Whether a partition that is still held has not been handed out up to its end."""
+        holdings = self._holdings
+        return any(partition in holdings and holdings[partition].end < end for partition, end in ends.items())
+
     def _end(self, holdings: Sequence[Holding]) -> None:
         for holding in holdings:
             holding.held = False
             self._paused.discard(holding.partition)
             if self._holdings.get(holding.partition) is holding:
                 del self._holdings[holding.partition]
+        self._progress.set()
         self._changed()
 
     async def _until_storable(self) -> None:
@@ -246,10 +255,9 @@ class Intake:
                 _log.warning("poll_waits", topic=self._topic, error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            if not records:
-                self._caught_up.set()
             if deliveries := self._take(records):
                 await self._handler.accept(deliveries)
+                self._progress.set()
                 self._steer()
 
     def _take(self, records: Sequence[LogRecord]) -> list[Delivery]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-import structlog
 from confluent_kafka import KafkaException
 
-from duologue.domain.errors import LogUnavailable, Permanent, StartRefused
+from duologue.domain.errors import LogUnavailable, StartRefused
 from duologue.log.kafka_consumer import KafkaConsumer
 from duologue.log.kafka_options import KafkaOptions
 from duologue.log.kafka_producer import KafkaProducer
 from duologue.log.kafka_topics import KafkaTopics
 from duologue.log.port import PartitionListener
-from duologue.log.until_done import until_done
-
-_log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -27,30 +23,21 @@ async def open_kafka_log(options: KafkaOptions) -> AsyncIterator[KafkaLog]:
     Raises:
         StartRefused: the options are not valid, or a topic is not as they say.
     """
-    topics = KafkaTopics(options)
     try:
         producer = KafkaProducer(options.producer(), topic_prefix=options.topic_prefix)
+        topics = KafkaTopics(options, explain=producer.explain)
     except KafkaException as error:
         raise StartRefused(f"Kafka's client refuses its settings: {error.args[0].str()}") from error
     async with producer:
+        with suppress(LogUnavailable):  # the watch says so, and goes on
+            await topics.prepare()
+        log = KafkaLog(options, producer, topics)
+        watching = asyncio.create_task(topics.watch(log.forsake), name="kafka-topics")
         try:
-            await topics.prepare(producer.client)
-        except LogUnavailable as error:
-            _log.warning("kafka_away", error=str(error))
-        preparing = asyncio.create_task(_prepare(topics, producer), name="kafka-topics")
-        try:
-            yield KafkaLog(options, producer, topics)
+            yield log
         finally:
-            preparing.cancel()
-            await asyncio.wait({preparing})
-
-
-async def _prepare(topics: KafkaTopics, producer: KafkaProducer) -> None:
-    """See that the topics are made, however late Kafka comes. What is wrong with them is raised to who reads them."""
-    try:
-        await until_done(lambda: topics.prepare(producer.client), what="prepare_kafka_topics")
-    except Permanent as error:
-        _log.error("kafka_topics_refused", error=str(error))
+            watching.cancel()
+            await asyncio.wait({watching})
 
 
 class KafkaLog:
@@ -59,6 +46,7 @@ class KafkaLog:
     def __init__(self, options: KafkaOptions, producer: KafkaProducer, topics: KafkaTopics) -> None:
         self._options = options
         self._topics = topics
+        self._consumers: set[KafkaConsumer] = set()
         self.producer = producer
 
     @asynccontextmanager
@@ -69,7 +57,7 @@ class KafkaLog:
             LogUnavailable: the log cannot be reached.
             StartRefused: a topic is not as the settings say.
         """
-        await self._topics.prepare(self.producer.client)
+        await self._topics.prepare(self._options.timeout_seconds)
         consumer = KafkaConsumer(
             self._options.consumer(group),
             topic=topic,
@@ -78,11 +66,17 @@ class KafkaLog:
             join_seconds=self._options.timeout_seconds,
         )
         async with consumer:
-            yield consumer
+            self._consumers.add(consumer)
+            try:
+                yield consumer
+            finally:
+                self._consumers.discard(consumer)
 
     async def check(self) -> None:
         """Return if the log answers and can be written. Raises LogUnavailable."""
-        try:
-            await self._topics.prepare(self.producer.client)
-        except StartRefused as error:
-            raise LogUnavailable(str(error)) from error
+        await self._topics.check(self.producer.client)
+
+    def forsake(self, topic: str) -> None:
+        """Let the consumers of a topic be opened again: what they know of it is of another that was deleted."""
+        for consumer in self._consumers:
+            consumer.forsake(topic)

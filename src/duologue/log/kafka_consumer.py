@@ -6,17 +6,20 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import structlog
 
 from duologue.domain.errors import LogUnavailable, OwnershipLost
-from duologue.log.kafka_reader import Commit, Reader, Revocation
+from duologue.log.kafka_reader import Commit, Ends, Reader, Revocation
 from duologue.log.kafka_thread import Mailbox, run_in_thread
 from duologue.log.port import LogRecord, Partition, PartitionListener
 from duologue.observability import metrics
 
 _log = structlog.get_logger(__name__)
+
+_CLOSE_SECONDS: Final = 8.0
+"""The listener has 1 s, and librdkafka waits 5 s for the answer to its farewell; for others it may wait without end."""
 
 
 class KafkaConsumer:
@@ -39,7 +42,8 @@ class KafkaConsumer:
         self._held: dict[Partition, list[LogRecord]] = {}
         self._owned: set[Partition] = set()
         self._committed: dict[Partition, int] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._handed_out: dict[Partition, int] = {}
+        self._waiters: set[asyncio.Future[Any]] = set()
         # As long as the rebalances that one slow call of the listener outlasts: some.
         self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._unheard = 0
@@ -99,6 +103,30 @@ class KafkaConsumer:
             self._waiters.discard(waiter)
         metrics.COMMITS.labels(topic=self._topic).inc()
 
+    async def unread(self) -> Mapping[Partition, int]:
+        """Return the partitions with records not handed out, and where they end. See the port."""
+        if self._lost or self._ended.done():
+            raise OwnershipLost(f"{self._topic} may have another owner")
+        if self._away is not None:
+            raise LogUnavailable(self._away)
+        waiter: asyncio.Future[Mapping[Partition, tuple[int, int]]] = self._loop.create_future()
+        self._waiters.add(waiter)
+        self._reader.ask(Ends(waiter))
+        try:
+            found = await waiter
+        finally:
+            self._waiters.discard(waiter)
+        return {
+            partition: end
+            for partition, (begin, end) in found.items()
+            if partition in self._owned and self._handed_out.get(partition, begin) < end
+        }
+
+    def forsake(self, topic: str) -> None:
+        """Lose everything: the topic, if it is this one's, is another than it was."""
+        if topic == self._topic:
+            self._reader.forsaken = "it was deleted and made again"
+
     def pause(self, partition: Partition) -> None:
         """Hand out nothing of a partition until `resume`, and soon read nothing more of it."""
         if partition in self._owned:
@@ -120,6 +148,8 @@ class KafkaConsumer:
 
     def assigned(self, partitions: Sequence[Partition]) -> None:
         self._owned.update(partitions)
+        for partition in partitions:
+            self._committed.pop(partition, None)  # since then it had other owners
 
         async def hear() -> None:
             if partitions:
@@ -155,6 +185,10 @@ class KafkaConsumer:
             self._fail_waiters(LogUnavailable(f"the position may not be committed: {self._away}"))
         self._news.set()
 
+    def sent(self, commit: Commit) -> None:
+        if not commit.waiter.done():
+            commit.waiter.set_result(None)
+
     def committed(self, commit: Commit, error: Exception | None) -> None:
         if error is None:
             self._committed.update(commit.offsets)
@@ -164,6 +198,14 @@ class KafkaConsumer:
             commit.waiter.set_result(None)
         else:
             commit.waiter.set_exception(error)
+
+    def found_ends(self, asked: Ends, found: Mapping[Partition, tuple[int, int]] | Exception) -> None:
+        if asked.waiter.done():
+            return
+        if isinstance(found, Exception):
+            asked.waiter.set_exception(found)
+        else:
+            asked.waiter.set_result(found)
 
     # Within the loop
 
@@ -189,6 +231,7 @@ class KafkaConsumer:
             else:
                 taken.append(record)
         self._count_taken(taken, 1)
+        self._handed_out.update((record.partition, record.offset + 1) for record in taken)
         return taken
 
     def _count_taken(self, records: Sequence[LogRecord], sign: int) -> None:
@@ -201,6 +244,7 @@ class KafkaConsumer:
         gone = frozenset(partitions)
         for partition in gone:
             self._committed.pop(partition, None)
+            self._handed_out.pop(partition, None)
             self._held.pop(partition, None)
         self._reader.paused -= gone
         dropped = [record for record in self._unread if record.partition in gone]
@@ -222,16 +266,25 @@ class KafkaConsumer:
                 await self._news.wait()
 
     async def _end(self) -> None:
-        """Leave the group; the listener hears of its partitions as given up."""
+        """Leave the group; the listener hears of its partitions as given up.
+
+        A thread that a broker which hangs keeps is left behind: it ends when that goes on, or with the process.
+        """
         self._reader.stopping = True
         try:
-            await asyncio.wait({self._ended})
+            await asyncio.wait({self._ended}, timeout=_CLOSE_SECONDS)
         finally:
             if self._hearing is not None:
                 self._hearing.cancel()
                 await asyncio.wait({self._hearing})
+        if not self._ended.done():
+            _log.warning("log_consumer_left_behind", topic=self._topic, seconds=_CLOSE_SECONDS)
+            if self._owned:
+                await self._listener.on_lost(list(self._owned))
 
-    def _on_ended(self, _: asyncio.Future[None]) -> None:
+    def _on_ended(self, ended: asyncio.Future[None]) -> None:
+        if (error := ended.exception()) is not None:
+            _log.warning("log_consumer_failed", topic=self._topic, error=str(error))
         self._fail_waiters(OwnershipLost(f"{self._topic}: the consumer has ended"))
         self._news.set()
 

@@ -68,6 +68,8 @@ class KafkaOptions:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,
             "socket.connection.setup.timeout.ms": 3000,
+            # For requests without a time of their own, as commits, to a broker that hangs. They are sent three times.
+            "socket.timeout.ms": 10_000,
             "socket.keepalive.enable": True,
             "socket.nagle.disable": True,
             "log.connection.close": False,

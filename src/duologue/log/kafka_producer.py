@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Self
@@ -35,6 +36,7 @@ class KafkaProducer:
         self._mailbox = Mailbox(self._loop)
         self._stopping = False
         self._broken = False
+        self._last_error: str | None = None
         self._ended: asyncio.Future[None] | None = None
         self.client = Producer(self._config)
 
@@ -54,6 +56,8 @@ class KafkaProducer:
             LogUnavailable: see the port; also, too many appends wait for a log that is away.
             Permanent: the record is larger than the log takes.
         """
+        if self._stopping:
+            raise LogUnavailable("the log is closed")  # nobody would hear the report
         delivered: asyncio.Future[None] = self._loop.create_future()
         try:
             self.client.produce(
@@ -69,11 +73,19 @@ class KafkaProducer:
             raise _refusal(error.args[0]) from error
         await delivered
 
+    def explain(self, error: KafkaError) -> str:
+        """Return what librdkafka said last of its brokers, since a call that fails tells only that nobody answered."""
+        return self._last_error or error.str()
+
     def _on_delivery(self, delivered: asyncio.Future[None], error: KafkaError | None, _: Message) -> None:
+        if error is None:
+            self._last_error = None
         self._mailbox.add(partial(_settle, delivered, error))
 
     def _on_error(self, error: KafkaError) -> None:
         """Hear of what concerns no single record; all but fatal errors heal by themselves."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # which follows upon the one that says why
+            self._last_error = error.str()
         if error.fatal():
             _log.error("kafka_producer_failed", error=str(error))
             self._broken = True
@@ -89,8 +101,13 @@ class KafkaProducer:
 
     def _replace(self) -> None:
         """Go on with a new producer: one that has failed fatally (it lost track of its sequence) takes nothing more."""
+        try:
+            old, new = self.client, Producer(self._config)
+        except KafkaException as error:  # a file of its settings is not there now: appends are refused until it is
+            _log.error("kafka_producer_not_replaced", error=error.args[0].str())
+            time.sleep(_LAST_SECONDS)
+            return
         self._broken = False
-        old, new = self.client, Producer(self._config)
         used = threading.Event()
         self._mailbox.add(partial(self._use, new, used))
         self._mailbox.flush()

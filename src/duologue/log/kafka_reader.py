@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -17,6 +18,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from duologue.domain.errors import LogUnavailable, OwnershipLost
+from duologue.log.kafka_positions import Positions
 from duologue.log.kafka_thread import Mailbox
 from duologue.log.port import LogRecord, Partition
 
@@ -48,7 +50,9 @@ class Sink(Protocol):
     def revoked(self, revocation: Revocation) -> None: ...
     def lost(self, partitions: Sequence[Partition]) -> None: ...
     def away(self, reason: str | None) -> None: ...
+    def sent(self, commit: Commit) -> None: ...
     def committed(self, commit: Commit, error: Exception | None) -> None: ...
+    def found_ends(self, asked: Ends, found: Mapping[Partition, tuple[int, int]] | Exception) -> None: ...
 
 
 class Revocation(NamedTuple):
@@ -62,6 +66,12 @@ class Commit(NamedTuple):
 
     offsets: Mapping[Partition, int]
     waiter: asyncio.Future[None]
+
+
+class Ends(NamedTuple):
+    """Where each partition ends, and what waits for that in the loop: for each, where reading began and its end."""
+
+    waiter: asyncio.Future[Mapping[Partition, tuple[int, int]]]
 
 
 class Room:
@@ -82,7 +92,10 @@ class Room:
 
 
 class Reader:
-    """One consumer of librdkafka, in its thread. `paused` and `stopping` are set by the loop, which calls `ask`."""
+    """One consumer of librdkafka, in its thread. `paused`, `forsaken` and `stopping` are set by the loop, which asks.
+
+    `forsaken` is why its positions are of a log that is no more: it ends.
+    """
 
     def __init__(self, config: Mapping[str, Any], *, topic: str, prefix: str, mailbox: Mailbox, sink: Sink) -> None:
         self._config = config
@@ -90,22 +103,26 @@ class Reader:
         self._prefix = prefix
         self._mailbox = mailbox
         self._sink = sink
-        self._requests: SimpleQueue[Commit | Revocation] = SimpleQueue()
+        self._requests: SimpleQueue[Commit | Revocation | Ends] = SimpleQueue()
         self._waiting: list[Commit] = []
-        self._committing: Commit | None = None
+        self._asked: list[Ends] = []
+        self._sent: deque[Commit] = deque()
+        self._leaving: Revocation | None = None
+        self._heard: Revocation | None = None
         self._owned: dict[Partition, int] = {}
         self._assignments = 0
-        self._expected: dict[Partition, int] = {}
+        self._positions = Positions(topic, prefix + topic)
         self._resting: frozenset[Partition] = frozenset()
         self._away_since: float | None = None
         self._fatal: KafkaError | None = None
         self._ended = False
         self.paused: frozenset[Partition] = frozenset()
         self.stopping = False
+        self.forsaken: str | None = None
         self.room = Room()
 
-    def ask(self, request: Commit | Revocation) -> None:
-        """Ask, in the loop, for a commit, or hand a revocation back."""
+    def ask(self, request: Commit | Revocation | Ends) -> None:
+        """Ask, in the loop, for a commit or the ends, or hand a revocation back."""
         self._requests.put(request)
 
     def run(self) -> None:
@@ -120,8 +137,9 @@ class Reader:
             )
             while not self.stopping and not self._ended:
                 self._turn()
+            self._leave()
         finally:
-            self._client.close()  # the listener hears of what is still owned as given up
+            self._client.close()
             self._refuse_waiting()
             self._mailbox.flush()
 
@@ -129,8 +147,11 @@ class Reader:
         self._start_commit()
         self._steer()
         self._read()
+        self._tell_ends()
         if self._fatal is not None:
             self._lose(f"fenced: {self._fatal.str()}")
+        elif self.forsaken is not None:
+            self._lose(self.forsaken)
         elif self._away_since is not None:
             self._probe()
         self._mailbox.flush()
@@ -162,11 +183,11 @@ class Reader:
             return None
         partition = Partition(self._topic, message.partition() or 0)
         offset = message.offset() or 0
-        # librdkafka drops what it had read ahead at each pause and change of owner. If it ever handed something out
-        # twice, or behind a revocation, it must not reach those who count on neither.
-        if partition not in self._owned or offset < self._expected.get(partition, 0):
+        if partition not in self._owned or self.forsaken is not None:
             return None
-        self._expected[partition] = offset + 1
+        if not self._positions.take(partition, offset):
+            self.forsaken = "its log went back"
+            return None
         self._set_away(None)
         return LogRecord(
             partition=partition,
@@ -180,7 +201,7 @@ class Reader:
     def _steer(self) -> None:
         """Pause in librdkafka what is not to be read now, and resume what is."""
         owned = frozenset(self._owned)
-        wanted = owned if self.room.full() else self.paused & owned
+        wanted = owned if self._leaving or self.room.full() else self.paused & owned
         if wanted != self._resting:
             if resumed := self._resting & owned - wanted:
                 self._client.resume(self._named(resumed))
@@ -194,31 +215,37 @@ class Reader:
     # Commits
 
     def _start_commit(self) -> None:
-        """Send the next commit, one at a time: answers carry no sign of what they answer."""
+        """Send the next commit, one at a time."""
         self._collect()
-        while self._waiting and self._committing is None:
-            commit = self._waiting.pop(0)
-            if not self._may_commit(commit):
-                continue
-            try:
-                self._client.commit(offsets=self._positions(commit), asynchronous=True)
-                self._committing = commit
-            except KafkaException as error:
-                self._answer(commit, error.args[0])
+        while self._waiting and not self._sent:
+            self._send(self._waiting.pop(0))
 
-    def _commit_now(self, commit: Commit) -> None:
-        """Commit within a rebalance, where no answer could be heard later."""
+    def _commit_ahead(self, commit: Commit) -> None:
+        """Send a commit ahead of what gives its partitions up; the coordinator takes the two in their order.
+
+        Its answer can be heard only afterwards, so whoever asked is told at once. librdkafka's call that waits for it
+        has no time-out, and a broker that hangs would hold this thread. If it fails, more is read again.
+        """
+        if self._send(commit):
+            self._mailbox.add(partial(self._sink.sent, commit))
+
+    def _send(self, commit: Commit) -> bool:
         if not self._may_commit(commit):
-            return
+            return False
         try:
-            partitions = self._client.commit(offsets=self._positions(commit), asynchronous=False)
-            self._answer(commit, _first_error(None, partitions))
+            self._client.commit(offsets=self._offsets(commit), asynchronous=True)
         except KafkaException as error:
             self._answer(commit, error.args[0])
+            return False
+        self._sent.append(commit)
+        return True
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        commit, self._committing = self._committing, None
+        """Hear an answer. What it answers shows in its offsets, or else it is the first that was sent."""
+        offsets = {Partition(self._topic, each.partition): each.offset for each in partitions or []}
+        commit = next((each for each in self._sent if each.offsets == offsets), next(iter(self._sent), None))
         if commit is not None:
+            self._sent.remove(commit)
             self._answer(commit, _first_error(error, partitions))
 
     def _may_commit(self, commit: Commit) -> bool:
@@ -228,7 +255,7 @@ class Reader:
         self._reply(commit, OwnershipLost(f"{self._topic}: a partition is not this consumer's: nothing was committed"))
         return False
 
-    def _positions(self, commit: Commit) -> list[TopicPartition]:
+    def _offsets(self, commit: Commit) -> list[TopicPartition]:
         name = self._prefix + self._topic
         return [TopicPartition(name, partition.number, offset) for partition, offset in commit.offsets.items()]
 
@@ -253,17 +280,48 @@ class Reader:
                 return
             if isinstance(request, Commit):
                 self._waiting.append(request)
+            else:
+                self._put_aside(request)
+
+    def _put_aside(self, request: Revocation | Ends) -> None:
+        if isinstance(request, Ends):
+            self._asked.append(request)
+        else:
+            self._heard = request
 
     def _refuse_waiting(self) -> None:
         """Answer what was not sent, or sent and not answered."""
         self._collect()
-        for commit in [*([self._committing] if self._committing else []), *self._waiting]:
+        for asked in self._asked:
+            self._mailbox.add(partial(self._sink.found_ends, asked, OwnershipLost(f"{self._topic}: it has ended")))
+        for commit in [*self._sent, *self._waiting]:
             self._reply(commit, OwnershipLost(f"{self._topic}: the consumer has ended"))
+
+    # Positions
+
+    def _tell_ends(self) -> None:
+        """Answer who asked where the partitions end, by asking Kafka: what was fetched tells no more than itself."""
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        found: Mapping[Partition, tuple[int, int]] | Exception
+        try:
+            found = self._positions.ends(self._client, self._owned)
+        except KafkaException as error:
+            found = LogUnavailable(f"nobody tells where {self._topic} ends: {error.args[0].str()}")
+        for each in asked:
+            self._mailbox.add(partial(self._sink.found_ends, each, found))
 
     # Ownership
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._leaving is not None:
+            return
         gained = self._partitions(partitions)
+        try:
+            self._positions.gain(self._client, gained)
+        except KafkaException as error:  # then nobody can tell whether records were removed before the first that comes
+            _log.warning("log_commits_unseen", topic=self._topic, error=error.args[0].str())
         self._assignments += 1
         self._owned.update(dict.fromkeys(gained, self._assignments))
         self._set_away(None)
@@ -272,14 +330,14 @@ class Reader:
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         going = [partition for partition in self._partitions(partitions) if partition in self._owned]
         if not going:
-            return  # the listener has heard that it was lost
-        self._let_go(Revocation(going))
+            return  # the listener has heard that it was lost, or given up
+        self._let_go(self._leaving or Revocation(going))
         if resting := self._resting & frozenset(going):
             self._client.resume(self._named(resting))  # librdkafka would remember the pause for the next time
             self._resting -= resting
         for partition in going:
             self._owned.pop(partition, None)
-            self._expected.pop(partition, None)
+        self._positions.drop(going)
 
     def _on_lost(self, _: Consumer, __: list[TopicPartition]) -> None:
         self._lose("the group went on without this consumer")
@@ -294,23 +352,43 @@ class Reader:
         self._owned.clear()
 
     def _let_go(self, revocation: Revocation) -> None:
-        """Wait until the listener has heard of a revocation, doing the commits that it asks for, but not for long."""
-        self._mailbox.add(partial(self._sink.revoked, revocation))
-        for commit in self._waiting:
-            self._commit_now(commit)
-        self._waiting.clear()
+        """Wait until the listener has heard of a revocation, sending the commits that it asks for, but not for long."""
+        if revocation is not self._leaving:
+            self._mailbox.add(partial(self._sink.revoked, revocation))
+        waiting, self._waiting = self._waiting, []
+        for commit in waiting:
+            self._commit_ahead(commit)
         deadline = time.monotonic() + _REVOKE_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
+        while not self._heard_of(revocation, deadline):
             self._mailbox.flush()
             try:
-                request = self._requests.get(timeout=left)
+                request = self._requests.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
-                break
+                continue
             if isinstance(request, Commit):
-                self._commit_now(request)
-            elif request is revocation:
-                return
+                self._commit_ahead(request)
+            else:
+                self._put_aside(request)
+
+    def _leave(self) -> None:
+        """Give everything up, of this side's own will: commits are answered as ever while the listener hears of it."""
+        if self._ended or not self._owned:
+            return
+        self._leaving = Revocation(list(self._owned))
+        self._mailbox.add(partial(self._sink.revoked, self._leaving))
+        deadline = time.monotonic() + _REVOKE_SECONDS
+        while not self._heard_of(self._leaving, deadline):
+            self._turn()
+        self._owned.clear()
+
+    def _heard_of(self, revocation: Revocation, deadline: float) -> bool:
+        """Whether the listener has heard of a revocation, or need not be waited for any longer."""
+        if self._heard is revocation or self._ended:
+            return True
+        if time.monotonic() < deadline:
+            return False
         _log.warning("log_listener_late", topic=self._topic, seconds=_REVOKE_SECONDS)
+        return True
 
     def _partitions(self, partitions: list[TopicPartition]) -> list[Partition]:
         return [Partition(self._topic, each.partition) for each in partitions]

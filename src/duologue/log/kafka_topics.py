@@ -1,29 +1,39 @@
-"""The topics on Kafka: made if they are missing, and refused if they are not as this program needs them."""
+"""The topics on Kafka: made if they are missing, refused if they are not as this program needs them, and watched."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._metadata import ClusterMetadata, TopicMetadata
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin._metadata import ClusterMetadata
+from confluent_kafka.admin._topic import TopicDescription
 from confluent_kafka.cimpl import NewTopic
 
 from duologue.domain.errors import LogUnavailable, StartRefused
 from duologue.domain.records import DEAD_LETTER_SUFFIX, INCOMING_TOPIC, RESPONSES_TOPIC
-from duologue.log.kafka_options import MAX_RECORD_BYTES, KafkaOptions
+from duologue.log.kafka_options import KafkaOptions
+from duologue.log.kafka_topic_rules import TopicState, doubts, require_settings, require_shape, settings_of_new
+from duologue.observability.metrics import LOOP_FAILURES
 
 _log = structlog.get_logger(__name__)
 
 TOPICS: Final = tuple(
     topic + suffix for topic in (INCOMING_TOPIC, RESPONSES_TOPIC) for suffix in ("", DEAD_LETTER_SUFFIX)
 )
-_RETENTION_MS: Final = 7 * 24 * 3600 * 1000
 _CHECK_SECONDS: Final = 1.5
+"""Less than `/ready` gives a check, so that it says what is wrong and not only that it took too long."""
+_WATCH_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 0.5
+_REPEAT_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 0.02
 
 _REFUSED: Final = frozenset(
     {
@@ -35,6 +45,7 @@ _REFUSED: Final = frozenset(
         KafkaError.TOPIC_EXCEPTION,
     }
 )
+_UNSEEN: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 
 
 class _Client(Protocol):
@@ -42,86 +53,169 @@ class _Client(Protocol):
 
 
 class KafkaTopics:
-    """Prepares and looks at the topics. Its calls to librdkafka block, so they are made in threads."""
+    """Prepares and watches the topics. Its calls to librdkafka block, so they are made in threads.
 
-    def __init__(self, options: KafkaOptions) -> None:
+    `explain` gives the words for an error of librdkafka's: the calls that fail say only that nobody answered in time.
+    """
+
+    def __init__(self, options: KafkaOptions, *, explain: Callable[[KafkaError], str]) -> None:
         self._options = options
-        self._prepared = False
+        self._explain = explain
+        self._admin = AdminClient(options.client())
         self._lock = asyncio.Lock()
+        self._states: Mapping[str, TopicState] = {}
+        self._trouble = "Kafka's topics have not been looked at"
+        self._complaint = ""
+        self._quiet_until = 0.0
 
-    async def prepare(self, client: _Client) -> None:
-        """Make the topics that are missing and check all, once; later calls only see whether Kafka answers.
+    async def prepare(self, seconds: float = _CHECK_SECONDS) -> None:
+        """Make the topics that are missing and check all, once; it tries for `seconds`, and a little longer.
 
         Raises:
-            LogUnavailable: it does not, or cannot make a topic now.
+            LogUnavailable: Kafka does not answer, or cannot make a topic now.
             StartRefused: a topic is not as this program needs it, or may not be made by it.
         """
         async with self._lock:
-            if self._prepared:
-                await self.check(client)
+            if self._states:
                 return
-            await asyncio.to_thread(self._prepare, client)
-            self._prepared = True
+            try:
+                self._states = await asyncio.to_thread(self._prepare, time.monotonic() + seconds)
+            except (LogUnavailable, StartRefused) as error:
+                self._trouble = str(error)
+                raise
 
     async def check(self, client: _Client) -> None:
-        """Return if Kafka answers and each partition of the first topic can be written. Raises LogUnavailable."""
-        topic = await asyncio.to_thread(self._describe, client, TOPICS[0])
-        if topic is None:
-            raise LogUnavailable(f"Kafka has no topic {self._name(TOPICS[0])}")
+        """Return if the topics are right, Kafka answers a client and the first has leaders. Raises LogUnavailable."""
+        if not self._states:
+            raise LogUnavailable(self._trouble)
+        await asyncio.to_thread(self._check, client)
+
+    async def watch(self, on_remade: Callable[[str], None]) -> None:
+        """Prepare the topics however late Kafka comes, and see that they stay; ends by being cancelled.
+
+        Args:
+            on_remade: is called with a topic that was deleted and made again, by others or, if they leave it, by this.
+        """
+        ids: Mapping[str, str] = {}
+        while True:
+            pause = _WATCH_SECONDS
+            try:
+                await self._look()
+            except (LogUnavailable, StartRefused) as error:
+                self._complain(error)
+                pause = _RETRY_SECONDS if isinstance(error, LogUnavailable) else _WATCH_SECONDS
+            except Exception:  # noqa: BLE001  # the edge of this loop: reported and repeated
+                LOOP_FAILURES.labels("kafka-topics").inc()
+                _log.exception("kafka_topics_failed")
+            else:
+                before, ids = ids, {topic: state.topic_id for topic, state in self._states.items()}
+                for topic in [topic for topic in before if before[topic] != ids[topic]]:
+                    _log.error("kafka_topic_remade", topic=topic, lost="every record on it that was not done")
+                    on_remade(topic)
+            await asyncio.sleep(pause)
+
+    async def _look(self) -> None:
+        """Prepare the topics, or see whether they are still the same."""
+        if self._states:
+            if await asyncio.to_thread(self._describe_all, time.monotonic() + _CHECK_SECONDS) == self._states:
+                return
+            self._states = {}
+        await self.prepare()
+
+    def _complain(self, error: Exception) -> None:
+        """Log what is wrong: at once if it is news, else now and then."""
+        now = time.monotonic()
+        if str(error) == self._complaint and now < self._quiet_until:
+            return
+        self._complaint, self._quiet_until = str(error), now + _REPEAT_SECONDS
+        if isinstance(error, StartRefused):
+            _log.error("kafka_topics_refused", error=str(error))
+        else:
+            _log.warning("kafka_away", error=str(error))
+
+    # In a thread
+
+    def _check(self, client: _Client) -> None:
+        name = self._name(TOPICS[0])
+        try:
+            topic = client.list_topics(name, timeout=_CHECK_SECONDS).topics[name]
+        except KafkaException as error:
+            raise self._no_answer(error) from error
+        if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise LogUnavailable(f"Kafka has no topic {name}")
+        if topic.error is not None:
+            raise LogUnavailable(f"Kafka does not tell about {name}: {topic.error.str()}")
         without = sorted(number for number, partition in topic.partitions.items() if partition.leader < 0)
         if without:
-            raise LogUnavailable(f"partitions of {topic.topic} have no leader: {without}")
+            raise LogUnavailable(f"partitions of {name} have no leader: {without}")
 
-    def _prepare(self, client: _Client) -> None:
-        found = {topic: self._describe(client, topic) for topic in TOPICS}
-        if missing := [topic for topic, description in found.items() if description is None]:
+    def _prepare(self, deadline: float) -> Mapping[str, TopicState]:
+        found = self._describe_all(deadline)
+        if missing := [topic for topic, state in found.items() if state is None]:
             self._create(missing)
-            found.update({topic: self._describe_new(client, topic) for topic in missing})
-        for description in found.values():
-            if description is not None:
-                self._require(description)
+            deadline = time.monotonic() + self._options.timeout_seconds
+            found |= {topic: self._describe_new(topic, deadline) for topic in missing}
+        states = {topic: state for topic, state in found.items() if state is not None}
+        for state in states.values():
+            require_shape(state, self._options)
+        self._check_settings(list(states.values()), deadline)
+        return states
 
-    def _describe_new(self, client: _Client, topic: str) -> TopicMetadata:
-        """Describe a topic that was just made, perhaps by another process: brokers hear of it a moment later."""
-        deadline = time.monotonic() + self._options.timeout_seconds
-        while time.monotonic() < deadline:
-            if (description := self._describe(client, topic)) is not None:
-                return description
-            time.sleep(0.02)
-        raise LogUnavailable(f"Kafka does not know {self._name(topic)} yet, which was just made")
+    def _describe_all(self, deadline: float) -> dict[str, TopicState | None]:
+        """Describe the topics, None for one that is missing. It is tried again until the deadline."""
+        while True:
+            try:
+                return self._describe_once(min(_CHECK_SECONDS, max(0.1, deadline - time.monotonic())))
+            except LogUnavailable:
+                if time.monotonic() + _PAUSE_SECONDS >= deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
-    def _describe(self, client: _Client, topic: str) -> TopicMetadata | None:
-        name = self._name(topic)
+    def _describe_once(self, seconds: float) -> dict[str, TopicState | None]:
         try:
-            metadata: TopicMetadata = client.list_topics(name, timeout=_CHECK_SECONDS).topics[name]
+            # Only this asks whichever broker answers; what follows would wait for a controller that nobody looks for.
+            self._admin.list_topics(self._name(TOPICS[0]), timeout=seconds)
         except KafkaException as error:
-            raise LogUnavailable(f"Kafka does not answer: {error.args[0].str()}") from error
-        if metadata.error is None:
-            return metadata
-        if metadata.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return None
-        raise LogUnavailable(f"Kafka does not tell about {name}: {metadata.error.str()}")
+            raise self._no_answer(error) from error
+        names = TopicCollection([self._name(topic) for topic in TOPICS])
+        asked = self._admin.describe_topics(names, request_timeout=seconds)
+        return {topic: self._state(topic, asked[self._name(topic)]) for topic in TOPICS}
 
-    def _require(self, topic: TopicMetadata) -> None:
-        """Refuse a topic that others have made otherwise: with the number of partitions every key changes its own."""
-        options = self._options
-        if len(topic.partitions) != options.partitions:
-            raise StartRefused(
-                f"topic {topic.topic} has {len(topic.partitions)} partitions, and KAFKA_PARTITIONS is "
-                f"{options.partitions}: set it to what the topic has, which must never change, or delete the topic"
-            )
-        replicas = min(len(partition.replicas) for partition in topic.partitions.values())
-        if replicas < options.replication_factor:
-            raise StartRefused(
-                f"topic {topic.topic} has {replicas} replicas, KAFKA_REPLICATION_FACTOR is "
-                f"{options.replication_factor}: reassign its partitions, or lower the setting"
-            )
+    def _state(self, topic: str, asked: Future[TopicDescription]) -> TopicState | None:
+        try:
+            found = asked.result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            if error.args[0].code() in _UNSEEN:
+                raise LogUnavailable(f"Kafka does not tell about {self._name(topic)}: {error.args[0].str()}") from error
+            raise self._no_answer(error) from error
+        replicas = min((len(partition.replicas) for partition in found.partitions), default=0)
+        return TopicState(found.name, str(found.topic_id), len(found.partitions), replicas)
+
+    def _describe_new(self, topic: str, deadline: float) -> TopicState:
+        """Describe a topic that was just made, perhaps by another process, once each partition can be read.
+
+        Brokers hear of a topic, and begin to lead its partitions, a moment after it was made. A consumer that asks too
+        early is told to look for another leader, and asks again only after half a second, and reads after another.
+        """
+        while time.monotonic() < deadline:
+            state = self._describe_all(deadline)[topic]
+            if state is not None and self._can_be_read(state):
+                return state
+            time.sleep(_PAUSE_SECONDS)
+        raise LogUnavailable(f"Kafka does not lead {self._name(topic)} yet, which was just made")
+
+    def _can_be_read(self, topic: TopicState) -> bool:
+        latest: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        partitions = {TopicPartition(topic.name, number): latest for number in range(topic.partitions)}
+        asked = self._admin.list_offsets(partitions, request_timeout=_CHECK_SECONDS)
+        return all(each.exception() is None for each in asked.values())
 
     def _create(self, topics: Sequence[str]) -> None:
         """Make topics, side by side with other processes that do the same."""
-        admin = AdminClient(self._options.client())
         new = [self._new(topic) for topic in topics]
-        for name, made in admin.create_topics(new, request_timeout=self._options.timeout_seconds).items():
+        for name, made in self._admin.create_topics(new, request_timeout=self._options.timeout_seconds).items():
             try:
                 made.result()
                 _log.info("kafka_topic_made", topic=name, partitions=self._options.partitions)
@@ -129,20 +223,32 @@ class KafkaTopics:
                 _raise_unless_there(name, error.args[0])
 
     def _new(self, topic: str) -> NewTopic:
-        options = self._options
-        config: Mapping[str, Any] = {
-            "retention.ms": _RETENTION_MS,
-            "min.insync.replicas": options.min_insync_replicas,
-            "max.message.bytes": MAX_RECORD_BYTES,
-            "cleanup.policy": "delete",
-            "unclean.leader.election.enable": "false",
-        }
         return NewTopic(
             self._name(topic),
-            num_partitions=options.partitions,
-            replication_factor=options.replication_factor,
-            config={name: str(value) for name, value in config.items()},
+            num_partitions=self._options.partitions,
+            replication_factor=self._options.replication_factor,
+            config=dict(settings_of_new(self._options)),
         )
+
+    def _check_settings(self, topics: Sequence[TopicState], deadline: float) -> None:
+        resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic.name) for topic in topics}
+        asked: Mapping[ConfigResource, Future[Mapping[str, Any]]] = self._admin.describe_configs(
+            list(resources.values()), request_timeout=max(0.5, deadline - time.monotonic())
+        )
+        for topic, resource in resources.items():
+            try:
+                settings = {name: entry.value for name, entry in asked[resource].result().items()}
+            except KafkaException as error:
+                if error.args[0].code() not in _UNSEEN:
+                    raise self._no_answer(error) from error
+                _log.warning("kafka_topic_settings_unseen", topic=topic.name, error=error.args[0].str())
+                continue
+            require_settings(topic, settings, self._options)
+            for doubt in doubts(settings):
+                _log.warning("kafka_topic_doubtful", topic=topic.name, setting=doubt)
+
+    def _no_answer(self, error: KafkaException) -> LogUnavailable:
+        return LogUnavailable(f"Kafka does not answer: {self._explain(error.args[0])}")
 
     def _name(self, topic: str) -> str:
         return self._options.topic_prefix + topic

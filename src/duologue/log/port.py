@@ -87,6 +87,18 @@ class LogConsumer(Protocol):
         """
         ...
 
+    async def unread(self) -> Mapping[Partition, int]:
+        """Return the partitions held that have records which `poll` has not handed out, and where they end now.
+
+        That is the offset after the last one. The log is asked: that a `poll` returned nothing tells only that nothing
+        had come by then.
+
+        Raises:
+            LogUnavailable: the log cannot be reached.
+            OwnershipLost: see `poll`.
+        """
+        ...
+
     def pause(self, partition: Partition) -> None:
         """Stop reading a partition while keeping it."""
         ...

@@ -232,6 +232,16 @@ class StreamsConsumer:
                 raise OwnershipLost(f"{partition.topic} is not this consumer's: nothing was committed")
             await self._commit(offset)
 
+    async def unread(self) -> Mapping[Partition, int]:
+        """Return where the stream ends, if not all of it is handed out. See the port."""
+        if self._lost.done():
+            raise OwnershipLost(f"another consumer reads {self._topic} for {self._group}, or may soon")
+        with _log_errors():
+            last = await self._redis.call("XREVRANGE", _stream(self._topic), "+", "-", "COUNT", 1)
+        end = int(last[0][0].split(b"-")[1]) + 1 if last else 0
+        position = self._unread[0].offset if self._unread else self._position
+        return {self._partition: end} if position < end else {}
+
     def pause(self, partition: Partition) -> None:
         """Hand out nothing until `resume`."""
         if partition == self._partition and self._resumed is None:

@@ -70,4 +70,7 @@ HTTP_SECONDS = Histogram(
 # every role
 VALKEY_RESTARTS = Counter("duologue_valkey_restarts_total", "Times that the bundled Valkey ended by itself.")
 COMMITS = Counter("duologue_commits_total", "Commits of consumer positions, by topic.", ["topic"])
+RECORDS_MISSED = Counter(
+    "duologue_records_missed_total", "Records that the log removed before they were read, by topic.", ["topic"]
+)
 LOOP_FAILURES = Counter("duologue_loop_failures_total", "Unexpected errors caught at a loop's edge, by loop.", ["loop"])

@@ -132,6 +132,33 @@ async def test_stopped_intake_reads_nothing_more_and_goes_idle(valkey: str) -> N
         assert opened.recorder.values == ["a"]
 
 
+async def test_caught_up_waits_for_what_is_on_the_log_and_not_handed_out(valkey: str) -> None:
+    async with scene(valkey, max_undone=2) as opened:
+        await opened.intake.caught_up()
+        await opened.put("a", "b")
+        await opened.got(2)
+        await until(lambda: opened.intake._paused)
+        await opened.put("c")
+        caught_up = asyncio.create_task(opened.intake.caught_up())
+        await opened.intake.verify(PARTITION)  # a round trip later than the task's own
+        assert not caught_up.done()
+        for delivery in opened.recorder.deliveries:
+            delivery.done()
+        await caught_up
+        assert opened.recorder.values == ["a", "b", "c"]
+
+
+async def test_caught_up_after_the_partitions_are_lost_waits_for_nothing(valkey: str) -> None:
+    async with scene(valkey, max_undone=1) as opened:
+        await opened.put("a", "b")
+        await opened.got(1)
+        caught_up = asyncio.create_task(opened.intake.caught_up())
+        await opened.intake.verify(PARTITION)
+        assert not caught_up.done()
+        opened.intake.finish()
+        await caught_up
+
+
 async def test_commit_that_fails_is_repeated(valkey: str) -> None:
     async with scene(valkey) as opened:
         opened.commits.pulled = True

@@ -3,72 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from confluent_kafka import KafkaError
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource
-from confluent_kafka.cimpl import NewTopic
 from tests.support.logs import Listener, append_until_acknowledged, ends, read, reading
+from tests.support.owner import Owner
 
-from duologue.cluster.kafka import SASL_USER, KafkaServer
-from duologue.domain.errors import LogUnavailable, OwnershipLost, Permanent, StartRefused
+from duologue.domain.errors import OwnershipLost, Permanent, StartRefused
 from duologue.log.kafka import KafkaLog, open_kafka_log
 from duologue.log.kafka_options import KafkaOptions
-from duologue.log.port import LogConsumer, LogRecord, Partition
+from duologue.log.port import Partition
 
 TOPIC = "incoming_messages"
 DEADLINE_SECONDS = 30.0
-
-
-@pytest.fixture
-def options(kafka: KafkaServer) -> KafkaOptions:
-    """A log of the test's own."""
-    return KafkaOptions(
-        kafka.bootstrap_servers, partitions=4, topic_prefix=f"{uuid.uuid4()}-", timeout_seconds=3.0, client_id="test"
-    )
-
-
-@pytest.fixture
-async def log(options: KafkaOptions) -> AsyncIterator[KafkaLog]:
-    async with open_kafka_log(options) as log:
-        yield log
-
-
-class Owner(Listener):
-    """Knows what it owns, and tells when that changes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.owned: set[Partition] = set()
-        self._changed = asyncio.Event()
-
-    async def on_assigned(self, partitions: Sequence[Partition]) -> None:
-        await super().on_assigned(partitions)
-        self._set(self.owned | set(partitions))
-
-    async def on_revoked(self, partitions: Sequence[Partition]) -> None:
-        await super().on_revoked(partitions)
-        self._set(self.owned - set(partitions))
-
-    async def on_lost(self, partitions: Sequence[Partition]) -> None:
-        await super().on_lost(partitions)
-        self._set(self.owned - set(partitions))
-
-    async def until(self, condition: Callable[[set[Partition]], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not condition(self.owned):
-                self._changed.clear()
-                await self._changed.wait()
-
-    def _set(self, owned: set[Partition]) -> None:
-        self.owned = owned
-        self._changed.set()
 
 
 async def test_consumers_of_a_group_share_the_partitions_and_inherit_them(log: KafkaLog, options: KafkaOptions) -> None:
@@ -91,39 +42,6 @@ async def test_consumer_left_with_more_consumers_than_partitions_has_none(option
         for listener in listeners:
             await stack.enter_async_context(reading(log, TOPIC, listener=listener))
         assert sorted(len(listener.owned) for listener in listeners) == [0, 1]
-
-
-async def test_rebalance_under_load_hands_each_record_out_and_commits_none_unread(
-    log: KafkaLog, options: KafkaOptions
-) -> None:
-    """Consumers come and go; each commits what it has read. Some may be read twice, none is missing."""
-    total = 1500
-    seen: set[bytes] = set()
-    done = asyncio.Event()
-
-    async def consume(consumer: LogConsumer) -> None:
-        while not done.is_set():
-            records = await consumer.poll(50, 0.1)
-            seen.update(record.value for record in records)
-            if records:
-                await _commit_if_owned(consumer, records)
-            if len(seen) == total:
-                done.set()
-
-    async def come_and_go() -> None:
-        for _ in range(3):
-            async with open_kafka_log(options) as other, reading(other, TOPIC, listener=Owner()) as consumer:
-                working = asyncio.create_task(consume(consumer))
-                await asyncio.wait({working}, timeout=1.5)
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
-
-    async with asyncio.timeout(60), reading(log, TOPIC) as consumer, asyncio.TaskGroup() as group:
-        group.create_task(consume(consumer))
-        group.create_task(come_and_go())
-        for n in range(total):
-            await log.producer.append(TOPIC, str(n % 40), str(n).encode(), {})
-    assert seen == {str(n).encode() for n in range(total)}
 
 
 async def test_revocation_that_takes_too_long_is_cut_and_commits_nothing_more(
@@ -181,91 +99,10 @@ async def test_pause_of_one_partition_lets_the_others_go_on(log: KafkaLog) -> No
         assert {record.partition for record in rest} == {paused}
 
 
-async def test_consumer_unheard_of_for_a_session_is_lost_and_opens_again(
-    kafka: KafkaServer, options: KafkaOptions
-) -> None:
-    listener = Listener()
-    async with open_kafka_log(replace(options, session_timeout_seconds=2.0)) as log:
-        async with reading(log, TOPIC, listener=listener) as consumer:
-            await log.producer.append(TOPIC, "key", b"v", {})
-            await read(consumer, 1)
-            kafka.pause()
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await _poll_until_lost(consumer)
-            kafka.resume()
-        async with asyncio.timeout(DEADLINE_SECONDS), reading(log, TOPIC) as consumer:
-            assert [record.value for record in await read(consumer, 1)] == [b"v"]
-    assert listener.events == ["assigned", "lost"]
-
-
-async def test_open_kafka_away_waits_and_makes_its_topics_when_it_comes(
-    kafka: KafkaServer, options: KafkaOptions
-) -> None:
-    kafka.stop()
-    async with open_kafka_log(options) as log:
-        with pytest.raises(LogUnavailable):
-            await log.check()
-        with pytest.raises(LogUnavailable):
-            async with reading(log, TOPIC):
-                pass
-        with pytest.raises(LogUnavailable):
-            await log.producer.append(TOPIC, "key", b"v", {})
-        kafka.start()
-        await append_until_acknowledged(log, TOPIC, "key", b"v")
-        await log.check()
-        async with reading(log, TOPIC) as consumer:
-            assert len(await read(consumer, 1)) == 1
-
-
-async def test_topics_made_have_the_settings_retention_and_size(log: KafkaLog, options: KafkaOptions) -> None:
-    admin = AdminClient(options.client())
-    resource = ConfigResource("topic", options.topic_prefix + "responses.dlq")
-    [asked] = admin.describe_configs([resource]).values()
-    found = {name: entry.value for name, entry in asked.result().items()}
-    assert found["retention.ms"] == str(7 * 24 * 3600 * 1000)
-    assert found["max.message.bytes"] == str(2 * 1024 * 1024)
-    assert found["min.insync.replicas"] == "1"
-
-
-async def test_open_topic_with_another_number_of_partitions_is_refused(options: KafkaOptions) -> None:
-    admin = AdminClient(options.client())
-    name = options.topic_prefix + TOPIC
-    for made in admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)]).values():
-        made.result()
-    with pytest.raises(StartRefused, match="has 2 partitions, and KAFKA_PARTITIONS is 4"):
-        async with open_kafka_log(options):
-            pass
-
-
-async def test_open_more_replicas_than_brokers_is_unavailable_and_says_so(options: KafkaOptions) -> None:
-    async with open_kafka_log(replace(options, replication_factor=3)) as log:
-        with pytest.raises(LogUnavailable, match="eplication factor"):
-            await log.check()
-
-
 async def test_open_invalid_setting_is_refused(options: KafkaOptions) -> None:
     with pytest.raises(StartRefused, match="refuses its settings"):
         async with open_kafka_log(replace(options, security={"security.protocol": "nonsense"})):
             pass
-
-
-@pytest.mark.parametrize(("password", "well"), [(SASL_USER[1], True), ("wrong", False)])
-async def test_open_with_sasl_signs_in_by_password(
-    kafka: KafkaServer, options: KafkaOptions, password: str, well: bool
-) -> None:
-    security = {
-        "security.protocol": "SASL_PLAINTEXT",
-        "sasl.mechanism": "PLAIN",
-        "sasl.username": SASL_USER[0],
-        "sasl.password": password,
-    }
-    options = replace(options, bootstrap_servers=kafka.sasl_bootstrap_servers, security=security)
-    async with open_kafka_log(options) as log:
-        if well:
-            await log.producer.append(TOPIC, "key", b"v", {})
-            return
-        with pytest.raises(LogUnavailable):
-            await log.check()
 
 
 async def test_append_too_large_is_refused_for_good(log: KafkaLog) -> None:
@@ -277,21 +114,6 @@ async def test_append_empty_keys_keep_their_order(log: KafkaLog) -> None:
     async with reading(log, TOPIC) as consumer:
         await asyncio.gather(*(log.producer.append(TOPIC, "", str(n).encode(), {}) for n in range(100)))
         assert [record.value for record in await read(consumer, 100)] == [str(n).encode() for n in range(100)]
-
-
-async def test_append_more_than_may_wait_is_unavailable_at_once(
-    kafka: KafkaServer, options: KafkaOptions, log: KafkaLog
-) -> None:
-    kafka.pause()
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    appends = [asyncio.create_task(log.producer.append(TOPIC, str(n), bytes(100), {})) for n in range(20_100)]
-    done, _ = await asyncio.wait(appends, return_when=asyncio.FIRST_EXCEPTION)
-    assert loop.time() - began < options.timeout_seconds / 2
-    assert all("too many appends wait" in str(each.exception()) for each in done)
-    kafka.resume()
-    await asyncio.gather(*appends, return_exceptions=True)
-    await append_until_acknowledged(log, TOPIC, "key", b"v")
 
 
 async def test_append_after_a_fatal_error_goes_on_with_a_new_producer(log: KafkaLog) -> None:
@@ -338,22 +160,3 @@ async def test_commit_while_another_is_under_way_keeps_their_order(log: KafkaLog
         await asyncio.gather(*(consumer.commit(ends(records[:n])) for n in range(1, 41)))
     async with reading(log, TOPIC) as consumer:
         assert (await read(consumer, 1))[0].offset == records[40].offset
-
-
-async def _commit_if_owned(consumer: LogConsumer, records: Sequence[LogRecord]) -> None:
-    """Commit each partition by itself: one may have been given up meanwhile."""
-    for partition, offset in ends(records).items():
-        try:
-            await consumer.commit({partition: offset})
-        except (OwnershipLost, LogUnavailable):
-            continue
-
-
-async def _poll_until_lost(consumer: LogConsumer) -> None:
-    while True:
-        try:
-            await consumer.poll(10, 0.5)
-        except LogUnavailable:
-            await asyncio.sleep(0.1)
-        except OwnershipLost:
-            return
