@@ -104,7 +104,8 @@ class _Wire(asyncio.Protocol):
     def _flush(self) -> None:
         data = b"".join(self._out)
         self._out.clear()
-        if self.transport is not None:
+        # One that was lost in this turn takes nothing more, and uvloop's says so by raising; its end is told next.
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.errors import RedisUnavailable, StartRefused
@@ -32,6 +33,23 @@ async def test_command_refused_for_its_data_fails_alone(valkey: str) -> None:
         with pytest.raises(RedisCommandError):
             await wrong
         assert await after == b"v"
+
+
+def test_connection_that_breaks_in_the_turn_of_a_call_fails_the_call_and_nothing_else(valkey: str) -> None:
+    faults: list[dict[str, object]] = []
+
+    async def call() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        async with Redis(valkey, name="test") as redis:
+            assert redis._wire is not None
+            redis._wire.close()  # its end is told before the call is sent
+            waiting = redis.call("GET", "k")
+            with pytest.raises(RedisUnavailable):
+                await waiting
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # which raises where asyncio's own does not
+        runner.run(call())
+    assert faults == []
 
 
 async def test_cancelled_call_does_not_shift_the_replies_of_others(valkey: str) -> None:
