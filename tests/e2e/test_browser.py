@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, WebSocketRoute, expect
 from tests.support.browser import open_browser, open_page
 from tests.support.model_server import ModelServer
 
 import duologue.api
-from duologue.bench.system import System
+from duologue.bench.system import EmbeddedSystem, System
 from duologue.client.conversation_view import ConversationView
 
 pytestmark = pytest.mark.browser
@@ -114,6 +116,29 @@ async def test_reply_appears_on_every_tab(system: System, model_server: ModelSer
     await other.until_writing(index=1)
     assert await other.until_complete(index=1) == await page.until_complete(index=1)
     await expect(other.said).to_have_text(["first", "second"])
+
+
+async def test_page_reads_the_history_when_the_stream_was_lost_under_an_open_socket(
+    embedded: EmbeddedSystem, context: BrowserContext
+) -> None:
+    """Of the page alone: the server's word for it is put in between."""
+    sockets: list[WebSocketRoute] = []
+
+    def between(socket: WebSocketRoute) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    await context.route_web_socket(re.compile("/ws"), between)
+    page = await open_page(context, embedded.url)
+    await page.say("Hello")
+    await page.until_complete()
+    async with page.page.expect_response(re.compile(r"/messages\?limit=1$")):  # from where on it reads later
+        await page.page.reload()
+    await page.until_state("open")
+    await page.until_complete()
+    async with page.page.expect_request(re.compile(r"/messages\?limit=100&after="), timeout=10_000):
+        sockets[-1].send(json.dumps({"type": "connection", "event_id": "lost:0", "recovered": False}))
+    assert page.errors == []
 
 
 async def test_markup_in_messages_and_replies_is_shown_as_it_is(

@@ -108,7 +108,6 @@ class ClientConnection:
         self._leaving = False
         self._complaint: str | None = None
         self._renew_token = False
-        self._replay_asked = False
         self._resume_at = 0.0
         self._cursor: str | None = None
         self._attention = asyncio.Event()
@@ -277,7 +276,6 @@ class ClientConnection:
         query = {"userid": self.options.user_id}
         if self.conversation_id:
             query["conversation_id"] = self.conversation_id
-        self._replay_asked = self.view.last_event_id is not None
         if self.view.last_event_id is not None:
             query["last_event_id"] = self.view.last_event_id
         return f"{_websocket_scheme(base)}{path}?{urlencode(query)}"
@@ -320,7 +318,8 @@ class ClientConnection:
         # `new` must not make another conversation at the next reconnect.
         self.conversation_id = frame.get("conversation_id") or self.conversation_id
         self.limits = frame.get("limits") or {}
-        if self._cursor is None or (self._replay_asked and not frame.get("recovered", True)):
+        # Not only at a reconnect: a server whose Redis has lost the stream says so on a socket that stays open.
+        if self._cursor is None or not frame.get("recovered", True):
             self._history_wanted.set()
 
     def _note_refusal(self, frame_id: str, frame: Frame) -> None:
@@ -343,7 +342,6 @@ class ClientConnection:
     async def _resume_if_wanted(self, socket: WebSocket) -> None:
         if self.view.wants_resume and self._now() >= self._resume_at:
             self._resume_at = self._now() + _RESUME_SECONDS
-            self._replay_asked = True
             self.view.resuming()
             frame = {"type": "resume", "last_event_id": self.view.last_event_id or ""}
             await socket.send(_encoder.encode(frame).decode())

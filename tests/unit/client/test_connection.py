@@ -327,6 +327,17 @@ async def test_replay_that_is_not_whole_is_completed_from_the_history(server: Sc
     assert [history.asked.get_nowait() for _ in range(2)] == [None, "cursor-1"]
 
 
+async def test_replay_that_is_not_whole_on_an_open_socket_is_completed_from_the_history(server: ScriptedServer) -> None:
+    history = History()
+    async with connected(server, history=history) as client:
+        socket = await server.attach()
+        await history.asked.get()
+        history.rows = [{"role": "assistant", "reply_to": "m1", "content": "Hi", "state": "complete", "attempt": 1}]
+        await send(socket, {"type": "connection", "event_id": "f-0", "recovered": False})
+        await client.until(lambda: "m1" in client.view.exchanges)
+        assert client.view.exchanges["m1"].text == "Hi"
+
+
 async def test_events_iterate_until_the_connection_is_closed(server: ScriptedServer) -> None:
     client = ClientConnection(ConnectionOptions(server=server.url, user_id="ada"), FixedToken("t"))
     async with client.events() as events:
