@@ -1,4 +1,4 @@
-"""`duologue up` killed with SIGKILL and started again: nothing lost, nothing doubled, nothing stuck."""
+"""A whole system killed with SIGKILL and started again: nothing lost, nothing doubled, nothing stuck."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from tests.support.crowd import crowd
 from tests.support.model_server import ModelServer
 from tests.support.witness import Witness
@@ -54,6 +55,7 @@ async def test_system_killed_right_after_acks_loses_no_message(
         await together.assert_kept(model_server)
 
 
+@pytest.mark.timeout(240)  # three starts of all processes
 async def test_system_killed_again_and_again_still_answers_each_message_once(
     system: System, model_server: ModelServer, tmp_path: Path
 ) -> None:

@@ -132,7 +132,7 @@ async def test_consumers_that_join_and_leave_under_load_change_nothing_for_users
         async with users.talking():
             await users.until_answered_more(10)
             async with distributed.another("ai-consumer") as third:
-                await _until_it_answers(third)
+                await _until_counted(third, r'duologue_replies_total\{outcome="complete"\}')
                 assert await distributed["ai-consumer-1"].terminate() == 0
                 await users.until_answered_more(20)
                 await distributed["ai-consumer-1"].start()
@@ -142,9 +142,11 @@ async def test_consumers_that_join_and_leave_under_load_change_nothing_for_users
         await users.assert_kept(model_server, attempts=1)
 
 
-async def _until_it_answers(process: DuologueProcess) -> None:
+async def _until_counted(process: DuologueProcess, metric: str) -> None:
+    """Wait until a counter of the process has grown; `metric` is a pattern."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(30):
-        while not await _metric(session, process, r'duologue_replies_total\{outcome="complete"\}'):  # noqa: ASYNC110
+        begin = await _metric(session, process, metric)
+        while await _metric(session, process, metric) == begin:  # noqa: ASYNC110  # it is another process
             await asyncio.sleep(0.05)
 
 
@@ -182,6 +184,23 @@ async def test_both_processes_of_a_role_killed_one_after_the_other_lose_and_doub
                 await users.until_answered_more(5)
             await distributed.start()
             await users.until_answered_more(20)
+        await users.assert_kept(model_server)
+
+
+async def test_consumers_that_hang_and_wake_up_when_others_have_taken_over_double_nothing(
+    distributed: DistributedSystem, model_server: ModelServer, talk: None, tmp_path: Path
+) -> None:
+    hanging = [distributed["ai-consumer-1"], distributed["message-relay-1"]]
+    async with crowd(distributed.url, tmp_path, users=20) as users:
+        async with users.talking():
+            await users.until_answered_more(10)
+            for process in hanging:
+                process.pause()
+            await _until_counted(distributed["ai-consumer-2"], "duologue_takeovers_total")
+            await users.until_answered_more(10)
+            for process in hanging:
+                process.resume()
+            await users.until_answered_more(40)
         await users.assert_kept(model_server)
 
 
@@ -233,6 +252,7 @@ async def _until_not_ready(process: DuologueProcess) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.timeout(240)  # seven processes, one after the other
 async def test_rolling_restart_of_every_role_under_load_changes_nothing_for_users(
     distributed: DistributedSystem, model_server: ModelServer, talk: None, tmp_path: Path
 ) -> None:
