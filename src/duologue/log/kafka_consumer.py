@@ -150,12 +150,13 @@ class KafkaConsumer:
         self._news.set()
 
     def assigned(self, partitions: Sequence[Partition], begins: Mapping[Partition, int]) -> None:
-        self._owned.update(partitions)
         self._handed_out.update(begins)
         for partition in partitions:
             self._committed.pop(partition, None)  # since then it had other owners
 
         async def hear() -> None:
+            if not self._lost:
+                self._owned.update(partitions)  # not before: it may have to hear yet that they were given up
             if partitions:
                 await self._listener.on_assigned(partitions)
             self._joined = True

@@ -211,14 +211,19 @@ class Reader:
         while self._waiting and not self._sent:
             self._send(self._waiting.pop(0))
 
-    def _commit_ahead(self, commit: Commit) -> None:
-        """Send a commit ahead of what gives its partitions up; the coordinator takes the two in their order.
+    def _commit_ahead(self, revocation: Revocation) -> None:
+        """Send the commits of partitions that are given up ahead of that; the coordinator takes the two in their order.
 
-        Its answer can be heard only afterwards, so whoever asked is told at once. librdkafka's call that waits for it
-        has no time-out, and a broker that hangs would hold this thread. If it fails, more is read again.
+        Their answers can be heard only afterwards, so whoever asked is told at once: if one fails, the next owner reads
+        more again. librdkafka's call that waits has no time-out, and a broker that hangs would hold this thread. What
+        is of other partitions too can wait.
         """
-        if self._send(commit):
-            self._mailbox.add(partial(self._sink.sent, commit))
+        going = set(revocation.partitions)
+        ahead = [commit for commit in self._waiting if commit.offsets.keys() <= going]
+        self._waiting = [commit for commit in self._waiting if commit not in ahead]
+        for commit in ahead:
+            if self._send(commit):
+                self._mailbox.add(partial(self._sink.sent, commit))
 
     def _send(self, commit: Commit) -> bool:
         if not self._may_commit(commit):
@@ -269,10 +274,13 @@ class Reader:
                 request = self._requests.get_nowait()
             except Empty:
                 return
-            if isinstance(request, Commit):
-                self._waiting.append(request)
-            else:
-                self._heard = request
+            self._sort(request)
+
+    def _sort(self, request: Commit | Revocation) -> None:
+        if isinstance(request, Commit):
+            self._waiting.append(request)
+        else:
+            self._heard = request
 
     def _refuse_waiting(self) -> None:
         """Answer what was not sent, or sent and not answered."""
@@ -324,20 +332,14 @@ class Reader:
         """Wait until the listener has heard of a revocation, sending the commits that it asks for, but not for long."""
         if revocation is not self._leaving:
             self._mailbox.add(partial(self._sink.revoked, revocation))
-        waiting, self._waiting = self._waiting, []
-        for commit in waiting:
-            self._commit_ahead(commit)
         deadline = time.monotonic() + _REVOKE_SECONDS
         while not self._heard_of(revocation, deadline):
+            self._commit_ahead(revocation)
             self._mailbox.flush()
             try:
-                request = self._requests.get(timeout=max(0.0, deadline - time.monotonic()))
+                self._sort(self._requests.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
                 continue
-            if isinstance(request, Commit):
-                self._commit_ahead(request)
-            else:
-                self._heard = request
 
     def _leave(self) -> None:
         """Give everything up, of this side's own will: commits are answered as ever while the listener hears of it."""
