@@ -64,6 +64,7 @@ class KafkaLog:
             prefix=self._options.topic_prefix,
             listener=listener,
             join_seconds=self._options.timeout_seconds,
+            ends=self._topics.ends,
         )
         async with consumer:
             self._consumers.add(consumer)

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 import structlog
 
 from duologue.domain.errors import LogUnavailable, OwnershipLost
-from duologue.log.kafka_reader import Commit, Ends, Reader, Revocation
+from duologue.log.kafka_reader import Commit, Reader, Revocation
 from duologue.log.kafka_thread import Mailbox, run_in_thread
 from duologue.log.port import LogRecord, Partition, PartitionListener
 from duologue.observability import metrics
@@ -30,12 +30,21 @@ class KafkaConsumer:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], *, topic: str, prefix: str, listener: PartitionListener, join_seconds: float
+        self,
+        config: Mapping[str, Any],
+        *,
+        topic: str,
+        prefix: str,
+        listener: PartitionListener,
+        join_seconds: float,
+        ends: Callable[[Sequence[Partition]], Awaitable[Mapping[Partition, tuple[int, int]]]],
     ) -> None:
+        """`ends` tells where partitions begin and end now, or raises LogUnavailable."""
         self._loop = asyncio.get_running_loop()
         self._topic = topic
         self._listener = listener
         self._join_seconds = join_seconds
+        self._ends = ends
         self._mailbox = Mailbox(self._loop)
         self._reader = Reader(config, topic=topic, prefix=prefix, mailbox=self._mailbox, sink=self)
         self._unread: deque[LogRecord] = deque()
@@ -43,7 +52,7 @@ class KafkaConsumer:
         self._owned: set[Partition] = set()
         self._committed: dict[Partition, int] = {}
         self._handed_out: dict[Partition, int] = {}
-        self._waiters: set[asyncio.Future[Any]] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
         # As long as the rebalances that one slow call of the listener outlasts: some.
         self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._unheard = 0
@@ -109,17 +118,11 @@ class KafkaConsumer:
             raise OwnershipLost(f"{self._topic} may have another owner")
         if self._away is not None:
             raise LogUnavailable(self._away)
-        waiter: asyncio.Future[Mapping[Partition, tuple[int, int]]] = self._loop.create_future()
-        self._waiters.add(waiter)
-        self._reader.ask(Ends(waiter))
-        try:
-            found = await waiter
-        finally:
-            self._waiters.discard(waiter)
+        found = await self._ends(list(self._owned))
         return {
             partition: end
             for partition, (begin, end) in found.items()
-            if partition in self._owned and self._handed_out.get(partition, begin) < end
+            if partition in self._owned and max(begin, self._handed_out.get(partition, begin)) < end
         }
 
     def forsake(self, topic: str) -> None:
@@ -146,12 +149,14 @@ class KafkaConsumer:
         self._unread.extend(records)
         self._news.set()
 
-    def assigned(self, partitions: Sequence[Partition]) -> None:
-        self._owned.update(partitions)
+    def assigned(self, partitions: Sequence[Partition], begins: Mapping[Partition, int]) -> None:
+        self._handed_out.update(begins)
         for partition in partitions:
             self._committed.pop(partition, None)  # since then it had other owners
 
         async def hear() -> None:
+            if not self._lost:
+                self._owned.update(partitions)  # not before: it may have to hear yet that they were given up
             if partitions:
                 await self._listener.on_assigned(partitions)
             self._joined = True
@@ -198,14 +203,6 @@ class KafkaConsumer:
             commit.waiter.set_result(None)
         else:
             commit.waiter.set_exception(error)
-
-    def found_ends(self, asked: Ends, found: Mapping[Partition, tuple[int, int]] | Exception) -> None:
-        if asked.waiter.done():
-            return
-        if isinstance(found, Exception):
-            asked.waiter.set_exception(found)
-        else:
-            asked.waiter.set_result(found)
 
     # Within the loop
 

@@ -1,4 +1,4 @@
-"""Where a consumer on Kafka stands in its partitions, and whether a record is the one that has to come next."""
+"""Where a consumer on Kafka stands in its partitions: whether a record is the one that has to come next."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ class Client(Protocol):
     """What is used of librdkafka's consumer."""
 
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]: ...
-    def get_watermark_offsets(
-        self, partition: TopicPartition, timeout: float, cached: bool
-    ) -> tuple[int, int] | None: ...
 
 
 class Positions:
-    """The positions of one consumer. Its calls of a client block, 1 s at most each, and raise KafkaException."""
+    """The positions of one consumer."""
 
     def __init__(self, topic: str, name: str) -> None:
         self._topic = topic
@@ -34,13 +31,20 @@ class Positions:
         self._begins: dict[Partition, int] = {}
         self._nexts: dict[Partition, int] = {}
 
-    def gain(self, client: Client, partitions: Sequence[Partition]) -> None:
-        """Note where the reading of partitions begins: at their commits."""
+    def gain(self, client: Client, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+        """Note and return where the reading of partitions begins: at their commits, where there are any.
+
+        It blocks for 1 s at most.
+
+        Raises:
+            KafkaException: nobody tells; then a gap before the first record goes unnoticed.
+        """
         if partitions:
             for each in client.committed(self._named(partitions), timeout=_ASK_SECONDS):
                 if each.error is not None:
                     raise KafkaException(each.error)
                 self._begins[Partition(self._topic, each.partition)] = each.offset  # negative if there is none
+        return {partition: self._begins[partition] for partition in partitions if self._begins[partition] >= 0}
 
     def drop(self, partitions: Collection[Partition]) -> None:
         """Forget partitions."""
@@ -66,16 +70,6 @@ class Positions:
                 return False
         self._nexts[partition] = offset + 1
         return True
-
-    def ends(self, client: Client, partitions: Collection[Partition]) -> Mapping[Partition, tuple[int, int]]:
-        """Return for each partition where its reading began, and the offset after its last record now."""
-        self.gain(client, [partition for partition in partitions if partition not in self._begins])
-        found = {}
-        for partition in partitions:
-            [named] = self._named([partition])
-            low, high = client.get_watermark_offsets(named, timeout=_ASK_SECONDS, cached=False) or (0, 0)
-            found[partition] = (max(low, self._begins[partition]), high)
-        return found
 
     def _named(self, partitions: Sequence[Partition]) -> list[TopicPartition]:
         return [TopicPartition(self._name, partition.number) for partition in partitions]

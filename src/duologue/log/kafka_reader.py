@@ -46,13 +46,12 @@ class Sink(Protocol):
     """The consumer's side in the event loop; the thread leaves calls of these in the mailbox."""
 
     def take_in(self, records: list[LogRecord], size: int) -> None: ...
-    def assigned(self, partitions: Sequence[Partition]) -> None: ...
+    def assigned(self, partitions: Sequence[Partition], begins: Mapping[Partition, int]) -> None: ...
     def revoked(self, revocation: Revocation) -> None: ...
     def lost(self, partitions: Sequence[Partition]) -> None: ...
     def away(self, reason: str | None) -> None: ...
     def sent(self, commit: Commit) -> None: ...
     def committed(self, commit: Commit, error: Exception | None) -> None: ...
-    def found_ends(self, asked: Ends, found: Mapping[Partition, tuple[int, int]] | Exception) -> None: ...
 
 
 class Revocation(NamedTuple):
@@ -66,12 +65,6 @@ class Commit(NamedTuple):
 
     offsets: Mapping[Partition, int]
     waiter: asyncio.Future[None]
-
-
-class Ends(NamedTuple):
-    """Where each partition ends, and what waits for that in the loop: for each, where reading began and its end."""
-
-    waiter: asyncio.Future[Mapping[Partition, tuple[int, int]]]
 
 
 class Room:
@@ -92,7 +85,7 @@ class Room:
 
 
 class Reader:
-    """One consumer of librdkafka, in its thread. `paused`, `forsaken` and `stopping` are set by the loop, which asks.
+    """One consumer of librdkafka, in its thread. The loop calls `ask`, and sets `paused`, `forsaken` and `stopping`.
 
     `forsaken` is why its positions are of a log that is no more: it ends.
     """
@@ -103,9 +96,8 @@ class Reader:
         self._prefix = prefix
         self._mailbox = mailbox
         self._sink = sink
-        self._requests: SimpleQueue[Commit | Revocation | Ends] = SimpleQueue()
+        self._requests: SimpleQueue[Commit | Revocation] = SimpleQueue()
         self._waiting: list[Commit] = []
-        self._asked: list[Ends] = []
         self._sent: deque[Commit] = deque()
         self._leaving: Revocation | None = None
         self._heard: Revocation | None = None
@@ -121,8 +113,8 @@ class Reader:
         self.forsaken: str | None = None
         self.room = Room()
 
-    def ask(self, request: Commit | Revocation | Ends) -> None:
-        """Ask, in the loop, for a commit or the ends, or hand a revocation back."""
+    def ask(self, request: Commit | Revocation) -> None:
+        """Ask, in the loop, for a commit, or hand a revocation back."""
         self._requests.put(request)
 
     def run(self) -> None:
@@ -147,7 +139,6 @@ class Reader:
         self._start_commit()
         self._steer()
         self._read()
-        self._tell_ends()
         if self._fatal is not None:
             self._lose(f"fenced: {self._fatal.str()}")
         elif self.forsaken is not None:
@@ -220,14 +211,19 @@ class Reader:
         while self._waiting and not self._sent:
             self._send(self._waiting.pop(0))
 
-    def _commit_ahead(self, commit: Commit) -> None:
-        """Send a commit ahead of what gives its partitions up; the coordinator takes the two in their order.
+    def _commit_ahead(self, revocation: Revocation) -> None:
+        """Send the commits of partitions that are given up ahead of that; the coordinator takes the two in their order.
 
-        Its answer can be heard only afterwards, so whoever asked is told at once. librdkafka's call that waits for it
-        has no time-out, and a broker that hangs would hold this thread. If it fails, more is read again.
+        Their answers can be heard only afterwards, so whoever asked is told at once: if one fails, the next owner reads
+        more again. librdkafka's call that waits has no time-out, and a broker that hangs would hold this thread. What
+        is of other partitions too can wait.
         """
-        if self._send(commit):
-            self._mailbox.add(partial(self._sink.sent, commit))
+        going = set(revocation.partitions)
+        ahead = [commit for commit in self._waiting if commit.offsets.keys() <= going]
+        self._waiting = [commit for commit in self._waiting if commit not in ahead]
+        for commit in ahead:
+            if self._send(commit):
+                self._mailbox.add(partial(self._sink.sent, commit))
 
     def _send(self, commit: Commit) -> bool:
         if not self._may_commit(commit):
@@ -278,39 +274,19 @@ class Reader:
                 request = self._requests.get_nowait()
             except Empty:
                 return
-            if isinstance(request, Commit):
-                self._waiting.append(request)
-            else:
-                self._put_aside(request)
+            self._sort(request)
 
-    def _put_aside(self, request: Revocation | Ends) -> None:
-        if isinstance(request, Ends):
-            self._asked.append(request)
+    def _sort(self, request: Commit | Revocation) -> None:
+        if isinstance(request, Commit):
+            self._waiting.append(request)
         else:
             self._heard = request
 
     def _refuse_waiting(self) -> None:
         """Answer what was not sent, or sent and not answered."""
         self._collect()
-        for asked in self._asked:
-            self._mailbox.add(partial(self._sink.found_ends, asked, OwnershipLost(f"{self._topic}: it has ended")))
         for commit in [*self._sent, *self._waiting]:
             self._reply(commit, OwnershipLost(f"{self._topic}: the consumer has ended"))
-
-    # Positions
-
-    def _tell_ends(self) -> None:
-        """Answer who asked where the partitions end, by asking Kafka: what was fetched tells no more than itself."""
-        asked, self._asked = self._asked, []
-        if not asked:
-            return
-        found: Mapping[Partition, tuple[int, int]] | Exception
-        try:
-            found = self._positions.ends(self._client, self._owned)
-        except KafkaException as error:
-            found = LogUnavailable(f"nobody tells where {self._topic} ends: {error.args[0].str()}")
-        for each in asked:
-            self._mailbox.add(partial(self._sink.found_ends, each, found))
 
     # Ownership
 
@@ -318,14 +294,15 @@ class Reader:
         if self._leaving is not None:
             return
         gained = self._partitions(partitions)
+        begins: Mapping[Partition, int] = {}
         try:
-            self._positions.gain(self._client, gained)
+            begins = self._positions.gain(self._client, gained)
         except KafkaException as error:  # then nobody can tell whether records were removed before the first that comes
             _log.warning("log_commits_unseen", topic=self._topic, error=error.args[0].str())
         self._assignments += 1
         self._owned.update(dict.fromkeys(gained, self._assignments))
         self._set_away(None)
-        self._mailbox.add(partial(self._sink.assigned, gained))
+        self._mailbox.add(partial(self._sink.assigned, gained, begins))
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         going = [partition for partition in self._partitions(partitions) if partition in self._owned]
@@ -355,20 +332,14 @@ class Reader:
         """Wait until the listener has heard of a revocation, sending the commits that it asks for, but not for long."""
         if revocation is not self._leaving:
             self._mailbox.add(partial(self._sink.revoked, revocation))
-        waiting, self._waiting = self._waiting, []
-        for commit in waiting:
-            self._commit_ahead(commit)
         deadline = time.monotonic() + _REVOKE_SECONDS
         while not self._heard_of(revocation, deadline):
+            self._commit_ahead(revocation)
             self._mailbox.flush()
             try:
-                request = self._requests.get(timeout=max(0.0, deadline - time.monotonic()))
+                self._sort(self._requests.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
                 continue
-            if isinstance(request, Commit):
-                self._commit_ahead(request)
-            else:
-                self._put_aside(request)
 
     def _leave(self) -> None:
         """Give everything up, of this side's own will: commits are answered as ever while the listener hears of it."""

@@ -12,7 +12,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
-from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin._listoffsets import ListOffsetsResultInfo, OffsetSpec
 from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.admin._topic import TopicDescription
 from confluent_kafka.cimpl import NewTopic
@@ -21,6 +21,7 @@ from duologue.domain.errors import LogUnavailable, StartRefused
 from duologue.domain.records import DEAD_LETTER_SUFFIX, INCOMING_TOPIC, RESPONSES_TOPIC
 from duologue.log.kafka_options import KafkaOptions
 from duologue.log.kafka_topic_rules import TopicState, doubts, require_settings, require_shape, settings_of_new
+from duologue.log.port import Partition
 from duologue.observability.metrics import LOOP_FAILURES
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +35,8 @@ _WATCH_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.5
 _REPEAT_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.02
+_EARLIEST: Final[Any] = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: Final[Any] = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 _REFUSED: Final = frozenset(
     {
@@ -89,6 +92,13 @@ class KafkaTopics:
         if not self._states:
             raise LogUnavailable(self._trouble)
         await asyncio.to_thread(self._check, client)
+
+    async def ends(self, partitions: Sequence[Partition]) -> Mapping[Partition, tuple[int, int]]:
+        """Return for each partition the offset of its first record, and the one after its last. Raises LogUnavailable.
+
+        A consumer is not asked: to a broker from which it waits for records it sends nothing else meanwhile.
+        """
+        return await asyncio.to_thread(self._ends, partitions)
 
     async def watch(self, on_remade: Callable[[str], None]) -> None:
         """Prepare the topics however late Kafka comes, and see that they stay; ends by being cancelled.
@@ -207,10 +217,23 @@ class KafkaTopics:
         raise LogUnavailable(f"Kafka does not lead {self._name(topic)} yet, which was just made")
 
     def _can_be_read(self, topic: TopicState) -> bool:
-        latest: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        partitions = {TopicPartition(topic.name, number): latest for number in range(topic.partitions)}
-        asked = self._admin.list_offsets(partitions, request_timeout=_CHECK_SECONDS)
-        return all(each.exception() is None for each in asked.values())
+        partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+        return all(each.exception() is None for each in self._ask_offsets(partitions, _LATEST).values())
+
+    def _ends(self, partitions: Sequence[Partition]) -> Mapping[Partition, tuple[int, int]]:
+        named = {partition: TopicPartition(self._name(partition.topic), partition.number) for partition in partitions}
+        if not named:
+            return {}
+        first, last = (self._ask_offsets(list(named.values()), which) for which in (_EARLIEST, _LATEST))
+        try:
+            return {each: (first[name].result().offset, last[name].result().offset) for each, name in named.items()}
+        except KafkaException as error:
+            raise self._no_answer(error) from error
+
+    def _ask_offsets(
+        self, partitions: Sequence[TopicPartition], which: Any
+    ) -> Mapping[TopicPartition, Future[ListOffsetsResultInfo]]:
+        return self._admin.list_offsets(dict.fromkeys(partitions, which), request_timeout=_CHECK_SECONDS)
 
     def _create(self, topics: Sequence[str]) -> None:
         """Make topics, side by side with other processes that do the same."""

@@ -15,6 +15,7 @@ from tests.support.logs import append_until_acknowledged, ends, read, reading
 from tests.support.owner import Owner
 from tests.support.pipeline import until
 
+from duologue.cluster.kafka import KafkaServer
 from duologue.log.committer import Delivery, Holding
 from duologue.log.intake import Intake
 from duologue.log.kafka import KafkaLog, open_kafka_log
@@ -99,6 +100,7 @@ class Ledger:
         self.handed_out: set[bytes] = set()
         self.done: dict[Partition, set[int]] = {}
         self.committed: dict[Partition, int] = {}
+        self.lost: list[Partition] = []
         self.wrong: list[str] = []
 
     def take(self, hand: Hand, delivery: Delivery) -> None:
@@ -144,7 +146,7 @@ class Hand:
         await asyncio.sleep(0.01)  # the write that marks what it leaves
 
     def lost(self, holdings: Sequence[Holding]) -> None:
-        self._ledger.wrong += [f"{holding.partition} was lost" for holding in holdings]
+        self._ledger.lost += [holding.partition for holding in holdings]
 
     def committed(self, partition: Partition, offset: int) -> None:
         self._ledger.commit(partition, offset)
@@ -193,8 +195,31 @@ async def test_members_coming_and_going_under_load_own_alone_and_commit_only_wha
         await first.intake.idle()
     async with reading(log, TOPIC) as consumer:
         assert await consumer.unread() == {}
-    assert ledger.wrong == []
+    assert (ledger.wrong, ledger.lost) == ([], [])
     assert ledger.handed_out == {str(n).encode() for n in range(total)}
+
+
+async def test_kafka_that_hangs_for_longer_than_the_sessions_loses_nothing_and_is_gone_on_with(
+    kafka: KafkaServer, log: KafkaLog, options: KafkaOptions
+) -> None:
+    ledger = Ledger()
+    options = replace(options, session_timeout_seconds=2.0)
+    async with hand(options, ledger, 0) as first, hand(options, ledger, 1) as second:
+        await until_shared(first, second)
+        await append(log, range(200))
+        await until(partial(ledger.has_handed_out, 100))
+        kafka.pause()
+        await until(lambda: len(ledger.lost) == 4)  # nobody may go on with what another may have
+        kafka.resume()
+        await append(log, range(200, 300))
+        await until(partial(ledger.has_handed_out, 300))
+        await until_shared(first, second)
+        for each in (first, second):
+            await each.intake.caught_up()
+            await each.intake.idle()
+    async with reading(log, TOPIC) as consumer:
+        assert await consumer.unread() == {}
+    assert ledger.wrong == []
 
 
 async def until_shared(first: Hand, second: Hand) -> None:

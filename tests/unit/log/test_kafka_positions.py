@@ -1,8 +1,6 @@
-"""Whether a record is the one that has to come next, and where partitions begin and end."""
+"""Whether a record is the one that has to come next."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import pytest
 import structlog
@@ -15,18 +13,13 @@ P = Partition("topic", 0)
 
 
 class Client:
-    """A Kafka of one partition: its commit, and its watermarks."""
+    """A Kafka with one commit."""
 
-    def __init__(self, committed: int, watermarks: tuple[int, int] = (0, 100)) -> None:
+    def __init__(self, committed: int) -> None:
         self._committed = committed
-        self._watermarks = watermarks
 
     def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         return [TopicPartition(each.topic, each.partition, self._committed) for each in partitions]
-
-    def get_watermark_offsets(self, partition: TopicPartition, timeout: float, cached: bool) -> tuple[int, int]:
-        assert (partition.topic, cached) == ("prefix-topic", False)
-        return self._watermarks
 
 
 def _positions(committed: int) -> Positions:
@@ -75,14 +68,6 @@ def test_take_after_drop_knows_nothing_of_before() -> None:
     assert positions.take(P, 3)
 
 
-@pytest.mark.parametrize(
-    ("committed", "watermarks", "found"),
-    [(5, (0, 100), (5, 100)), (-1001, (3, 100), (3, 100)), (5, (9, 100), (9, 100))],
-)
-def test_ends_begin_at_the_commit_or_the_first_record_there_is(
-    committed: int, watermarks: tuple[int, int], found: tuple[int, int]
-) -> None:
-    ends: Mapping[Partition, tuple[int, int]] = Positions("topic", "prefix-topic").ends(
-        Client(committed, watermarks), [P]
-    )
-    assert ends == {P: found}
+@pytest.mark.parametrize(("committed", "begins"), [(5, {P: 5}), (-1001, {})])
+def test_gain_tells_the_commit_if_there_is_one(committed: int, begins: dict[Partition, int]) -> None:
+    assert Positions("topic", "prefix-topic").gain(Client(committed), [P]) == begins
