@@ -139,7 +139,7 @@ async def test_consumers_that_join_and_leave_under_load_change_nothing_for_users
                 await users.until_answered_more(20)
                 assert await third.terminate() == 0
             await users.until_answered_more(20)
-        await users.assert_kept(model_server, attempts=1)
+        await users.assert_kept(model_server, asked_once=True)
 
 
 async def _until_counted(process: DuologueProcess, metric: str) -> None:
@@ -168,7 +168,7 @@ async def test_process_killed_under_load_loses_and_doubles_nothing(
             await users.until_answered_more(30)
             await victim.start()
             await users.until_answered_more(30)
-        await users.assert_kept(model_server, attempts=None if role == "ai-consumer" else 1)
+        await users.assert_kept(model_server, asked_once=role != "ai-consumer")
 
 
 async def test_both_processes_of_a_role_killed_one_after_the_other_lose_and_double_nothing(
@@ -225,7 +225,7 @@ async def test_websocket_server_that_drains_sends_its_users_to_the_other_without
             assert await distributed["websocket-server-1"].terminate() == 0
             await users.until_on("websocket-server-2", seconds=10)
             await users.until_answered_more(20)
-        await users.assert_kept(model_server, attempts=1)
+        await users.assert_kept(model_server, asked_once=True)
         assert {tuple(user.closes) for user in there} == {(1012,)}
         assert not any(user.closes for user in users.users if user not in there)
         assert users.refusals == set()
@@ -264,5 +264,5 @@ async def test_rolling_restart_of_every_role_under_load_changes_nothing_for_user
                     assert await process.terminate() == 0
                     await process.start()
                     await users.until_answered_more(5)
-        await users.assert_kept(model_server, attempts=1)
+        await users.assert_kept(model_server, asked_once=True)
         assert users.refusals == set()

@@ -74,7 +74,7 @@ async def test_database_away_costs_waiting_and_no_message(
             await _back(engines.postgres)
             await users.until_answered_more(60)
         await _until_ready(distributed)
-        await users.assert_kept(model_server, attempts=1)
+        await users.assert_kept(model_server, asked_once=True)
         assert users.refusals <= {"service_unavailable"}
 
 
