@@ -31,6 +31,7 @@ TOPICS: Final = tuple(
 )
 _CHECK_SECONDS: Final = 1.5
 """Less than `/ready` gives a check, so that it says what is wrong and not only that it took too long."""
+_CREATE_SECONDS: Final = 5.0
 _WATCH_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.5
 _REPEAT_SECONDS: Final = 30.0
@@ -67,6 +68,7 @@ class KafkaTopics:
         self._admin = AdminClient(options.client())
         self._lock = asyncio.Lock()
         self._states: Mapping[str, TopicState] = {}
+        self._new: set[str] = set()
         self._trouble = "Kafka's topics have not been looked at"
         self._complaint = ""
         self._quiet_until = 0.0
@@ -127,9 +129,9 @@ class KafkaTopics:
     async def _look(self) -> None:
         """Prepare the topics, or see whether they are still the same."""
         if self._states:
-            if await asyncio.to_thread(self._describe_all, time.monotonic() + _CHECK_SECONDS) == self._states:
+            if await asyncio.to_thread(self._describe) == self._states:
                 return
-            self._states = {}
+            self._states, self._trouble = {}, "Kafka's topics have changed"
         await self.prepare()
 
     def _complain(self, error: Exception) -> None:
@@ -160,35 +162,40 @@ class KafkaTopics:
             raise LogUnavailable(f"partitions of {name} have no leader: {without}")
 
     def _prepare(self, deadline: float) -> Mapping[str, TopicState]:
-        found = self._describe_all(deadline)
-        if missing := [topic for topic, state in found.items() if state is None]:
-            self._create(missing)
-            deadline = time.monotonic() + self._options.timeout_seconds
-            found |= {topic: self._describe_new(topic, deadline) for topic in missing}
-        states = {topic: state for topic, state in found.items() if state is not None}
-        for state in states.values():
-            require_shape(state, self._options)
-        self._check_settings(list(states.values()), deadline)
-        return states
-
-    def _describe_all(self, deadline: float) -> dict[str, TopicState | None]:
-        """Describe the topics, None for one that is missing. It is tried again until the deadline."""
+        """Try until the deadline. A request has little time each: one that finds no broker does not look for others."""
         while True:
             try:
-                return self._describe_once(min(_CHECK_SECONDS, max(0.1, deadline - time.monotonic())))
+                return self._prepare_once()
             except LogUnavailable:
                 if time.monotonic() + _PAUSE_SECONDS >= deadline:
                     raise
             time.sleep(_PAUSE_SECONDS)
 
-    def _describe_once(self, seconds: float) -> dict[str, TopicState | None]:
+    def _prepare_once(self) -> Mapping[str, TopicState]:
+        found = self._describe()
+        if missing := [topic for topic, state in found.items() if state is None]:
+            self._new.update(missing)
+            self._create(missing)
+        for topic in sorted(self._new):
+            found[topic] = self._describe_new(topic)
+            self._new.discard(topic)
+        states = {topic: state for topic, state in found.items() if state is not None}
+        for state in states.values():
+            require_shape(state, self._options)
+        self._check_settings(list(states.values()))
+        return states
+
+    def _describe(self) -> dict[str, TopicState | None]:
+        """Describe the topics, None for one that is missing."""
         try:
             # Only this asks whichever broker answers; what follows would wait for a controller that nobody looks for.
-            self._admin.list_topics(self._name(TOPICS[0]), timeout=seconds)
+            cluster = self._admin.list_topics(self._name(TOPICS[0]), timeout=_CHECK_SECONDS)
         except KafkaException as error:
             raise self._no_answer(error) from error
+        if not cluster.brokers:
+            raise LogUnavailable("Kafka has no broker at work")
         names = TopicCollection([self._name(topic) for topic in TOPICS])
-        asked = self._admin.describe_topics(names, request_timeout=seconds)
+        asked = self._admin.describe_topics(names, request_timeout=_CHECK_SECONDS)
         return {topic: self._state(topic, asked[self._name(topic)]) for topic in TOPICS}
 
     def _state(self, topic: str, asked: Future[TopicDescription]) -> TopicState | None:
@@ -203,14 +210,15 @@ class KafkaTopics:
         replicas = min((len(partition.replicas) for partition in found.partitions), default=0)
         return TopicState(found.name, str(found.topic_id), len(found.partitions), replicas)
 
-    def _describe_new(self, topic: str, deadline: float) -> TopicState:
+    def _describe_new(self, topic: str) -> TopicState:
         """Describe a topic that was just made, perhaps by another process, once each partition can be read.
 
         Brokers hear of a topic, and begin to lead its partitions, a moment after it was made. A consumer that asks too
         early is told to look for another leader, and asks again only after half a second, and reads after another.
         """
+        deadline = time.monotonic() + self._options.timeout_seconds
         while time.monotonic() < deadline:
-            state = self._describe_all(deadline)[topic]
+            state = self._describe()[topic]
             if state is not None and self._can_be_read(state):
                 return state
             time.sleep(_PAUSE_SECONDS)
@@ -237,15 +245,15 @@ class KafkaTopics:
 
     def _create(self, topics: Sequence[str]) -> None:
         """Make topics, side by side with other processes that do the same."""
-        new = [self._new(topic) for topic in topics]
-        for name, made in self._admin.create_topics(new, request_timeout=self._options.timeout_seconds).items():
+        new = [self._with_settings(topic) for topic in topics]
+        for name, made in self._admin.create_topics(new, request_timeout=_CREATE_SECONDS).items():
             try:
                 made.result()
                 _log.info("kafka_topic_made", topic=name, partitions=self._options.partitions)
             except KafkaException as error:
                 _raise_unless_there(name, error.args[0])
 
-    def _new(self, topic: str) -> NewTopic:
+    def _with_settings(self, topic: str) -> NewTopic:
         return NewTopic(
             self._name(topic),
             num_partitions=self._options.partitions,
@@ -253,10 +261,10 @@ class KafkaTopics:
             config=dict(settings_of_new(self._options)),
         )
 
-    def _check_settings(self, topics: Sequence[TopicState], deadline: float) -> None:
+    def _check_settings(self, topics: Sequence[TopicState]) -> None:
         resources = {topic: ConfigResource(ConfigResource.Type.TOPIC, topic.name) for topic in topics}
         asked: Mapping[ConfigResource, Future[Mapping[str, Any]]] = self._admin.describe_configs(
-            list(resources.values()), request_timeout=max(0.5, deadline - time.monotonic())
+            list(resources.values()), request_timeout=_CHECK_SECONDS
         )
         for topic, resource in resources.items():
             try:
