@@ -22,16 +22,17 @@ from duologue.cluster.server_process import ServerProcess
 from duologue.engines.child import child_process
 
 Figures = dict[str, Any]
+Mode = Literal["embedded", "distributed"]
 
 _DRAIN_SECONDS: Final = 30.0
+_WARM_UP_SECONDS: Final[Mapping[Mode, float]] = {"embedded": 2.0, "distributed": 15.0}
+"""For connections, caches and batches; of the distributed mode also for the compiler of Kafka's Java."""
+
 _NO_LIMITS: Final = {
     "USER_RATE_LIMIT_MAX_REQUESTS": "1000000",
     "TOKEN_RATE_LIMIT_MAX_REQUESTS": "1000000",
     "LOG_LEVEL": "INFO",
 }
-
-
-Mode = Literal["embedded", "distributed"]
 
 
 class Bench:
@@ -106,7 +107,7 @@ async def messages(*, mode: Mode = "embedded", rate: float, seconds: float, user
     """Send short messages at a rate and measure what the system adds to the first token, the ack and the reply."""
     async with bench(mode, {"tokens": str(tokens)}, MAX_WORKERS="256") as running:
         crowd = await connect_users(running.system.url, running.system.ws_url, users, "bench")
-        await _load(crowd, rate=rate, seconds=2.0)  # connections, caches and batches warm up
+        await _load(crowd, rate=rate, seconds=_WARM_UP_SECONDS[mode])
         return await _measured(running, crowd, rate=rate, seconds=seconds)
 
 
@@ -161,7 +162,7 @@ async def sustained(
     steps: list[Figures] = []
     async with bench(mode, {"tokens": str(tokens)}, MAX_WORKERS="256") as running:
         crowd = await connect_users(running.system.url, running.system.ws_url, users, "bench")
-        await _load(crowd, rate=start / 2, seconds=2.0)
+        await _load(crowd, rate=start / 2, seconds=_WARM_UP_SECONDS[mode])
         rate, good = start, 0.0
         while True:
             figures = await _measured(running, crowd, rate=rate, seconds=seconds)

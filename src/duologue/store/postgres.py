@@ -44,6 +44,9 @@ _SESSION: Final = {
     "default_transaction_isolation": "read committed",
     "synchronous_commit": "on",
     "jit": "off",
+    # A plan that was made while a table was small is kept, and reads it whole when it has grown, until there are new
+    # statistics. Every statement here has an index.
+    "enable_seqscan": "off",
     "timezone": "UTC",
 }
 _LIMITS: Final = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout")

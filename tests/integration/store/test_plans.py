@@ -130,6 +130,14 @@ async def test_plan_of_hot_statement_on_sqlite_scans_no_table(sqlite: Database, 
     assert scans == [], plan
 
 
+@pytest.mark.parametrize("name", HOT)
+async def test_plan_of_hot_statement_on_a_new_postgresql_scans_no_table(postgres_url: str, name: str) -> None:
+    """A plan is kept while the tables grow, and statistics come minutes later."""
+    async with open_database(postgres_url) as database:
+        nodes = await database.read(_nodes, HOT[name])
+    assert [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"] == []
+
+
 async def test_claim_looks_for_smaller_turns_in_the_index_of_unfinished_replies(sqlite: Database) -> None:
     plan = await sqlite.read(_plan, replies._CLAIM)
     assert any("ix_messages_unfinished (conversation_id=? AND turn<?)" in step for step in plan), plan
