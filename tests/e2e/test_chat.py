@@ -11,6 +11,7 @@ import signal
 import struct
 import sys
 import termios
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,8 +20,11 @@ import pytest
 from tests.support.model_server import ModelServer
 from tests.support.users import unique
 
+from duologue.auth.tokens import TokenIssuer
 from duologue.bench.process import free_port
 from duologue.bench.system import System
+from duologue.client.tokens import GuestToken, TokenFile
+from duologue.domain.ids import UserKey
 
 _DUOLOGUE = (sys.executable, "-m", "duologue.cli", "chat", "--url")
 _TOKENS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([^\r])", re.DOTALL)
@@ -133,6 +137,19 @@ async def test_pipe_stays_the_same_guest(system: System, home: dict[str, str]) -
         code, out, err = await pipe(system.url, b"hi", home)
         assert (code, err) == (0, "")
         assert out
+
+
+async def test_pipe_with_a_token_of_an_earlier_server_gets_a_new_one(
+    system: System, home: dict[str, str], tmp_path: Path
+) -> None:
+    user = unique("ann")
+    kept = TokenIssuer("the key of the server that was here before").issue(
+        UserKey("default", user), uid="0193", kind="guest", lifetime_seconds=3600
+    )
+    TokenFile(tmp_path / "duologue" / "tokens.json").save(system.url, user, GuestToken(kept, time.time() + 3600))
+    code, out, err = await pipe(system.url, b"Hello", home, "--user", user)
+    assert (code, err) == (0, "")
+    assert out.strip()
 
 
 async def test_pipe_tells_errors_in_words_and_exits_with_1(system: System, home: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from duologue.client.event_feed import ConnectionEnded
 from duologue.client.events import Closed, Open, Reconnecting
 from duologue.client.tokens import ServerUnreachable
 from duologue.domain.errors import DuologueError
+from duologue.protocol.codes import CloseCode
 
 _OPEN_SECONDS: Final = 30.0
 _ANSWER_SECONDS: Final = 900.0
@@ -59,7 +60,13 @@ async def wait_until_open(connection: ClientConnection) -> None:
 
 
 def _is_undecided(connection: ClientConnection) -> bool:
-    return not isinstance(connection.state, Open | Closed | Reconnecting)
+    match connection.state:
+        case Open() | Closed():
+            return False
+        case Reconnecting(code=code):
+            return code == CloseCode.INVALID_TOKEN  # a token of the server that was here before: a new one is asked for
+        case _:
+            return True
 
 
 def _can_wait_for(descriptor: int) -> bool:
