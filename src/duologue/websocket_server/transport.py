@@ -21,7 +21,10 @@ _WHOLE_TEXT: Final = 0x81
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 LINGER_SECONDS: Final = 5.0
-"""How long a connection that is done with may wait for its peer to read the rest."""
+"""How long a connection that is done with may wait for its peer to read the rest, or to end what it is sending."""
+
+SILENCE_SECONDS: Final = 0.5
+"""How long nothing must have come from a peer before a connection that it has broken the rules on is closed."""
 
 
 class Transport(Protocol):
@@ -39,6 +42,8 @@ class Transport(Protocol):
 class SocketProtocol(WebSocketsSansIOProtocol):
     """For uvicorn's option `ws`."""
 
+    _failed_at: float | None = None
+
     async def run_asgi(self) -> None:
         self.scope["extensions"] = {**(self.scope["extensions"] or {}), EXTENSION: cast("dict[object, object]", self)}
         await super().run_asgi()
@@ -47,6 +52,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
+        if self._failed_at is not None:
+            self._close_when_silent(self._failed_at)
+            return
         super().data_received(data)
         # The base class acts on events, and a request that the parser itself refuses is none.
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
@@ -65,6 +73,31 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
         else:
             super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """Send the close frame of a failed connection, and leave the peer the time to read it.
+
+        To close while bytes wait unread resets a TCP connection (RFC 2525, section 2.17), which can take the frame away
+        from a peer, or a proxy, that is still sending: so what it sends is read and thrown away first.
+        """
+        closed = self.conn.close_sent
+        if closed is None:
+            raise AssertionError("a connection that failed has sent why")
+        self._failed_at = self.loop.time()
+        self.close_sent = True
+        self.stop_keepalive()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self._close_when_silent(self._failed_at)
+
+    def _close_when_silent(self, failed_at: float) -> None:
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        left = failed_at + LINGER_SECONDS - self.loop.time()
+        self.close_timer = self.loop.call_later(min(SILENCE_SECONDS, max(left, 0)), self.transport.close)
 
     def write_now(self, text: bytes) -> bool:
         """See `Transport.write_now`."""

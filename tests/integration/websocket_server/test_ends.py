@@ -147,3 +147,15 @@ async def test_text_that_is_no_utf8_closes_with_1007_and_is_no_error_of_the_serv
         client.socket.transport.write(b"".join(client.socket.protocol.data_to_send()))
         assert await client.closed() == 1007
     assert not caplog.records
+
+
+async def test_client_that_reads_only_once_it_has_sent_a_frame_too_large_hears_1009(edge: Edge) -> None:
+    async with edge.connect(await edge.token("ann")) as client:
+        below = client.socket.transport
+        below.pause_reading()  # as a proxy may, which passes on one direction at a time
+        client.socket.protocol.send_text(b"x" * 16 * 1024 * 1024)  # more than the kernel's buffers take
+        below.write(b"".join(client.socket.protocol.data_to_send()))
+        await eventually(lambda: below.get_write_buffer_size() == 0)
+        below.resume_reading()
+        assert await client.closed() == 1009
+    await eventually(lambda: edge.server.connections == 0)
