@@ -18,7 +18,14 @@ from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import LogUnavailable, StoreUnavailable
 from duologue.domain.ids import UserKey, message_id, new_id
-from duologue.domain.records import INCOMING_TOPIC, MessageSubmitted, encode
+from duologue.domain.records import (
+    INCOMING_TOPIC,
+    IncomingRecord,
+    MessageSubmitted,
+    RegenerateRequested,
+    StopRequested,
+    encode,
+)
 from duologue.engines.redis import Redis, Subscription
 from duologue.llm.port import LanguageModel
 from duologue.llm.scripted import ScriptedModel
@@ -256,8 +263,33 @@ class Pipeline:
             correlation_id=f"c-{client_id}",
         )
 
-    async def append(self, *records: MessageSubmitted) -> None:
-        """Put messages on the log."""
+    def stop(self, message: MessageSubmitted) -> StopRequested:
+        """Return a request to stop the reply to a message."""
+        return StopRequested(
+            tenant=message.tenant,
+            user_id=message.user_id,
+            uid=message.uid,
+            message_id=message.message_id,
+            conversation_id=message.conversation_id,
+            requested_at=wall_clock(),
+            correlation_id=f"stop-{message.client_id}",
+        )
+
+    def regenerate(self, message: MessageSubmitted, attempt: int) -> RegenerateRequested:
+        """Return a request to answer a message again, instead of what it was answered under `attempt`."""
+        return RegenerateRequested(
+            tenant=message.tenant,
+            user_id=message.user_id,
+            uid=message.uid,
+            message_id=message.message_id,
+            conversation_id=message.conversation_id,
+            attempt=attempt,
+            requested_at=wall_clock(),
+            correlation_id=f"regenerate-{message.client_id}",
+        )
+
+    async def append(self, *records: IncomingRecord) -> None:
+        """Put records on the log."""
         for record in records:
             await self.append_bytes(encode(record), record.conversation_id)
 

@@ -12,6 +12,7 @@ from duologue.ai_consumer.dead_letters import dead_letter
 from duologue.ai_consumer.outcomes import outcome_record
 from duologue.ai_consumer.reply import Reply
 from duologue.ai_consumer.request import Request
+from duologue.ai_consumer.stops import Stops
 from duologue.domain.clock import Clock
 from duologue.domain.records import OutcomeRecord
 from duologue.observability.metrics import LOOP_FAILURES, REPLIES, REPLY_SECONDS, TAKEOVERS, WAIT_SECONDS
@@ -28,8 +29,9 @@ MAX_TAKEOVERS: Final = 5
 class Answering:
     """Gives every reply that is not fenced an outcome. `on_stored` hears how long each took, in milliseconds."""
 
-    def __init__(self, completer: Completer, clock: Clock, *, on_stored: Callable[[int], None]) -> None:
+    def __init__(self, completer: Completer, stops: Stops, clock: Clock, *, on_stored: Callable[[int], None]) -> None:
         self._completer = completer
+        self._stops = stops
         self._clock = clock
         self._on_stored = on_stored
 
@@ -42,7 +44,7 @@ class Answering:
         WAIT_SECONDS.observe(max(0, self._clock() - reply.request.submitted_at) / 1000)
         if claim.taken_over:
             TAKEOVERS.inc()
-        completion = await self._write(reply, claim)
+        completion = await self._write(request, reply, claim)
         stored = None if completion is None else await self._store(request, reply, completion)
         if stored is None:
             _log.warning("reply_fenced", correlation_id=reply.request.correlation_id, attempt=reply.attempt)
@@ -50,7 +52,9 @@ class Answering:
         self._report(reply, stored)
         return outcome_record(reply.request, stored)
 
-    async def _write(self, reply: Reply, claim: Claimed) -> Completion | None:
+    async def _write(self, request: Request, reply: Reply, claim: Claimed) -> Completion | None:
+        if request.stopping:
+            return reply.stopped(await self._stops.text_of(request) if claim.taken_over else "")
         if claim.takeovers > MAX_TAKEOVERS:
             return reply.failed(ReplyError("taken_over", "the answer was interrupted too often", temporary=True))
         try:

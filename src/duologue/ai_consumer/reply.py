@@ -81,6 +81,7 @@ class Reply:
         self._claim = claim
         self.began = writing.clock()
         self._interrupt: asyncio.Timeout | None = None
+        self._fenced = False
         self._live = LiveText(
             writing.streams,
             writing.pace,
@@ -101,7 +102,8 @@ class Reply:
         """Write the reply.
 
         Returns:
-            How it ended; None if it was fenced: somebody else's attempt holds, and this one has nothing more to say.
+            How it ended, also if it was stopped; None if it was fenced: somebody else's attempt holds, and this one has
+            nothing more to say.
         """
         self._live.open(self.attempt, self._first_reason())
         try:
@@ -111,12 +113,32 @@ class Reply:
         except TimeoutError:
             if not interrupt.expired():
                 raise
+            if not self._fenced:
+                return self.stopped(self._live.text)
         except _Fenced:
             pass
         finally:
             self._interrupt = None
         FENCED.inc()
         return None
+
+    def stop(self) -> None:
+        """End the model's request and the reply with what is written. Without effect once there is an outcome."""
+        self._break_off()
+
+    def stopped(self, text: str) -> Completion:
+        """Return the completion of a reply that was stopped when this was written."""
+        now = self._writing.clock()
+        return Completion(
+            reply_id=self.request.reply_id,
+            attempt=self.attempt,
+            state="stopped",
+            completed_at=now,
+            content=text,
+            model=self.request.model or self._claim.prompt.model or self._writing.model.name,
+            finish_reason="stopped",
+            processing_time_ms=now - self.began,
+        )
 
     def failed(self, error: ReplyError) -> Completion:
         """Return the completion of a reply that failed."""
@@ -253,6 +275,10 @@ class Reply:
 
     def _on_fenced(self) -> None:
         """The live text found that the attempt no longer holds. Without effect once there is an outcome."""
+        self._fenced = True
+        self._break_off()
+
+    def _break_off(self) -> None:
         if self._interrupt is not None:
             self._interrupt.reschedule(asyncio.get_running_loop().time())
 

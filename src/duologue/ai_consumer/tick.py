@@ -29,13 +29,13 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_tick(
-    conn: Connection, batch: Sequence[Incoming], start: Collection[str], waiting: Sequence[str], owner: str, now: int
+    conn: Connection, batch: Sequence[Incoming], start: Collection[int], waiting: Sequence[str], owner: str, now: int
 ) -> Tick:
     """Store a batch and claim what can start.
 
     Args:
         batch: new records, in the order of the log.
-        start: ids of the messages among them whose replies are to start at once.
+        start: the places among them of those whose replies are to start at once.
         waiting: ids of replies stored earlier that are to start now.
         owner: this worker's name.
         now: milliseconds since the Unix epoch.
@@ -44,8 +44,9 @@ def run_tick(
     claims = {claim.reply_id: claim for claim in claimed}
     if waiting:
         claims |= {claim.reply_id: claim for claim in claim_with_prompts(conn, waiting, owner, now)}
-    wanted = [entry.reply_id for entry in stored if isinstance(entry, StoredRequest) and entry.message_id in start]
-    missed = [reply_id for reply_id in (*wanted, *waiting) if reply_id not in claims]
+    wanted = [stored[place] for place in start]
+    begun = [entry.reply_id for entry in wanted if isinstance(entry, StoredRequest)]
+    missed = [reply_id for reply_id in (*begun, *waiting) if reply_id not in claims]
     standing = read_claims(conn, missed)
     return Tick(
         stored=stored,

@@ -18,7 +18,8 @@ from duologue.ai_consumer.outcomes import echo_frame
 from duologue.ai_consumer.publisher import Publisher
 from duologue.ai_consumer.queue_notices import QueueNotices
 from duologue.ai_consumer.reply import Reply, Writing
-from duologue.ai_consumer.request import Request
+from duologue.ai_consumer.request import Request, Requests
+from duologue.ai_consumer.stops import Stops
 from duologue.ai_consumer.tick import Tick, run_tick
 from duologue.config import Settings
 from duologue.delivery.applier import OrderedApplier
@@ -102,7 +103,8 @@ class AiConsumer:
         self._applier = OrderedApplier(streams, on_poison=self._on_poisoned_echo)
         self._completer = Completer(database, clock)
         self._box = DeadLetterBox(log.producer, self._keep)
-        self._answering = Answering(self._completer, clock, on_stored=self._notices.reply_took)
+        self._stops = Stops(database, streams, self._completer, owner=self._owner, clock=clock)
+        self._answering = Answering(self._completer, self._stops, clock, on_stored=self._notices.reply_took)
         self._publisher = Publisher(log.producer, self._completer, self._box)
         self._intake = Intake(
             log,
@@ -112,16 +114,17 @@ class AiConsumer:
             max_undone=settings.max_pending_messages,
             check_store=database.check,
         )
-        self._requests: dict[str, Request] = {}
+        self._requests = Requests()
+        self._to_stop: list[Request] = []
         self._inbox: Sequence[Delivery] = ()
         self._inbox_taken = asyncio.Event()
         self._wake = asyncio.Event()
         self._over = False
         self._tasks: RoleTasks | None = None
         self._handlers: dict[type[IncomingRecord], Callable[[Delivery, Any], Request | None]] = {
-            MessageSubmitted: self._on_message,
-            StopRequested: self._on_unhandled,
-            RegenerateRequested: self._on_unhandled,
+            MessageSubmitted: self._on_request,
+            StopRequested: self._on_stop,
+            RegenerateRequested: self._on_request,
         }
 
     @property
@@ -201,7 +204,7 @@ class AiConsumer:
         for holding in holdings:
             for request in self._dispatcher.drop(holding.partition):
                 self._forget(request)
-        return [request for request in self._requests.values() if request.delivery.holding in holdings]
+        return [request for request in self._requests if request.delivery.holding in holdings]
 
     # From records to claims
 
@@ -219,8 +222,11 @@ class AiConsumer:
         for request in fresh:
             self._dispatcher.add(request)
         taken = self._dispatcher.take()
+        to_stop, self._to_stop = self._to_stop, []
         if fresh or taken:
             await self._store(fresh, taken)
+        for request in to_stop:
+            self._stop(request)
         REPLIES_RUNNING.set(self._dispatcher.running)
         PENDING_MESSAGES.set(self._dispatcher.waiting)
 
@@ -234,16 +240,22 @@ class AiConsumer:
             return None
         return self._handlers[type(record)](delivery, record)
 
-    def _on_message(self, delivery: Delivery, record: MessageSubmitted) -> Request | None:
-        known = self._requests.get(record.message_id)
+    def _on_request(self, delivery: Delivery, record: MessageSubmitted | RegenerateRequested) -> Request | None:
+        request = Request(delivery, record)
+        known = self._requests.copied_by(request)
         if known is not None and known.delivery.holding is delivery.holding:
             delivery.done()  # a copy; the first one stands before it on the log and is not done
             return None
-        request = self._requests[record.message_id] = Request(delivery, record)
+        self._requests.add(request)
         return request
 
-    def _on_unhandled(self, delivery: Delivery, record: StopRequested | RegenerateRequested) -> None:
-        _log.info("record_without_effect", type=type(record).__name__, correlation_id=record.correlation_id)
+    def _on_stop(self, delivery: Delivery, record: StopRequested) -> None:
+        """Mark what is to end. Whatever is not done stands before this record on the log and holds the commit back, so
+        this one is read again with it after a crash: it is done at once."""
+        for request in self._requests.of(record.message_id):
+            if (request.conversation_id, request.record.uid) == (record.conversation_id, record.uid):
+                request.stopping = True
+                self._to_stop.append(request)
         delivery.done()
 
     async def _store(self, fresh: Sequence[Request], taken: Sequence[Request]) -> None:
@@ -273,7 +285,8 @@ class AiConsumer:
 
     async def _run_tick(self, fresh: Sequence[Request], taken: Sequence[Request]) -> Tick:
         """Run the transaction; while the store is away it is repeated, and nothing moves."""
-        start = {request.message_id for request in taken if request.stored is None}
+        starting = set(taken)
+        start = {place for place, request in enumerate(fresh) if request in starting}
         waiting = [request.reply_id for request in taken if request.stored is not None]
         batch = [request.incoming for request in fresh]
         with STORE_SECONDS.labels("accept").time():
@@ -298,13 +311,14 @@ class AiConsumer:
         if not request.held:
             self._leave(request)
         elif isinstance(entry, Refused):
-            _log.info("message_refused", message_id=entry.message_id, reason=entry.reason)
+            _log.info("request_refused", message_id=entry.message_id, reason=entry.reason)
             self._done(request)
         elif entry.published:
             self._done(request)
         else:
             request.stored = entry
-            request.echo = self._applier.submit(request.user, echo_frame(entry))
+            if not request.replaces:
+                request.echo = self._applier.submit(request.user, echo_frame(entry))
 
     def _settle_taken(self, request: Request, stored: StoredRequest, tick: Tick) -> None:
         claim = tick.claims.get(stored.reply_id)
@@ -351,6 +365,32 @@ class AiConsumer:
         finally:
             self._leave(request)
 
+    def _stop(self, request: Request) -> None:
+        """End a request early. One that is about to begin sees for itself that it is to stop."""
+        if request.reply is not None:
+            request.reply.stop()
+        elif request.task is None and request.stored is not None and request in self._requests:
+            self._dispatcher.discard(request)
+            request.task = self._spawn(self._stop_waiting(request, request.stored))
+
+    async def _stop_waiting(self, request: Request, stored: StoredRequest) -> None:
+        try:
+            outcome = await self._stops.stop(request, stored)
+            if outcome is not None:
+                await self._publisher.publish(request, outcome)
+        except asyncio.CancelledError:
+            self._leave(request)
+            raise
+        finally:
+            request.task = None
+        if outcome is not None:
+            self._leave(request)
+        elif request.held:  # it has ended elsewhere: what became of it is found out when its turn comes
+            self._dispatcher.add(request)
+            self._wake.set()
+        else:
+            self._leave(request)
+
     def _put_back(self, request: Request) -> None:
         """Somebody else has it, or the one before it, but that need not be the last word: try again in a while."""
         if not request.held:
@@ -394,8 +434,7 @@ class AiConsumer:
         request.delivery.done()
 
     def _forget(self, request: Request) -> None:
-        if self._requests.get(request.message_id) is request:
-            del self._requests[request.message_id]
+        self._requests.forget(request)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._tasks is None:

@@ -57,6 +57,10 @@ class UserNames:
         prefix = "user:" if user.tenant == DEFAULT_TENANT else f"user:{user.tenant}:"
         self.channel = prefix + user.user_id
 
+    def live(self, message_id: str) -> str:
+        """The key of a live text; `state.lua` makes the same."""
+        return f"live:{self.tag}:{message_id}"
+
     def note(self, message_id: str) -> str:
         """The key of what is remembered of a message that the log has."""
         return f"note:{self.tag}:{message_id}"

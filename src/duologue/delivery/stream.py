@@ -54,6 +54,13 @@ REPEAT: Final = Applied("repeat")
 POISONED: Final = Applied("poisoned")
 
 
+class LiveTextState(NamedTuple):
+    """What Redis has of a reply that is being written."""
+
+    attempt: int
+    text: str
+
+
 class AttachReply(msgspec.Struct, frozen=True):
     """What a socket is to send before live frames.
 
@@ -176,6 +183,14 @@ class UserStreams:
         return self._run(
             scripts.OPEN_LIVE, names_of(user), (message_id, attempt, seq, conversation_id, text, 1, snapshot)
         )
+
+    async def live_text(self, user: UserKey, message_id: str) -> LiveTextState | None:
+        """Return what is written so far of a reply that is being written, None if Redis knows no such text."""
+        names = names_of(user)
+        state, text = await asyncio.gather(
+            self._redis.call("HGET", names.state, f"l:{message_id}"), self._redis.call("GET", names.live(message_id))
+        )
+        return None if state is None or text is None else LiveTextState(int(state.split(b" ", 1)[0]), text.decode())
 
     # Publications that are not kept
 

@@ -1,4 +1,5 @@
-"""Storing what users say: each message once, in the order of the log, with a request for its first answer."""
+"""Storing what users ask for, in the order of the log: each message once with a request for its first answer, and
+each further request for another one (rule Versions)."""
 
 from __future__ import annotations
 
@@ -10,14 +11,20 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from duologue.domain.ids import new_id
-from duologue.domain.records import MessageSubmitted
+from duologue.domain.records import MessageSubmitted, RegenerateRequested
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.schema import conversations, messages, tombstones, users
 from duologue.store.users import deleted_users
 
 ReplyState: TypeAlias = Literal["queued", "generating", "complete", "failed", "stopped"]
 RefusedReason: TypeAlias = Literal[
-    "user_deleted", "conversation_deleted", "conversation_unknown", "other_conversation", "message_deleted"
+    "user_deleted",
+    "conversation_deleted",
+    "conversation_unknown",
+    "other_conversation",
+    "message_deleted",
+    "message_unknown",
+    "superseded",
 ]
 
 TITLE_CHARACTERS: Final = 60
@@ -26,7 +33,7 @@ TITLE_CHARACTERS: Final = 60
 class Incoming(msgspec.Struct, frozen=True):
     """A record as it was read from the log."""
 
-    record: MessageSubmitted
+    record: MessageSubmitted | RegenerateRequested
     topic: str
     partition: int
     offset: int
@@ -89,10 +96,11 @@ class _View(msgspec.Struct):
 
     threads: dict[str, _Thread]
     standing: dict[str, Stored]
+    versions: dict[str, list[StoredRequest]]
     deleted_users: set[str]
 
-    def enter(self, record: MessageSubmitted) -> Stored:
-        """Decide on one record; a new message takes its place at once, so that copies behind it find it."""
+    def enter(self, record: MessageSubmitted | RegenerateRequested) -> Stored:
+        """Decide on one record; a new request takes its place at once, so that copies behind it find it."""
         thread = self.threads.get(record.conversation_id)
         if thread is None:
             return Refused(record.message_id, self._reason_without_conversation(record))
@@ -101,17 +109,48 @@ class _View(msgspec.Struct):
         known = self.standing.get(record.message_id)
         if isinstance(known, StoredRequest) and known.conversation_id != record.conversation_id:
             return Refused(record.message_id, "other_conversation")
+        if isinstance(record, RegenerateRequested):
+            return known if isinstance(known, Refused) else self._regenerate(record, thread)
         if known is not None:
             return known
         request = _draw(record, thread)
         self.standing[record.message_id] = msgspec.structs.replace(request, fresh=False)
         return request
 
-    def _reason_without_conversation(self, record: MessageSubmitted) -> RefusedReason:
+    def _regenerate(self, record: RegenerateRequested, thread: _Thread) -> Stored:
+        """Ask for another version, if the one that the record names has ended and nobody has asked already."""
+        versions = self.versions.get(record.message_id, [])
+        if not versions:
+            return Refused(record.message_id, "message_unknown")
+        for version, successor in zip(versions, [*versions[1:], None], strict=True):
+            if version.attempt == record.attempt and version.state not in ("queued", "generating"):
+                return successor or self._draw_version(record, version, thread)
+        return Refused(record.message_id, "superseded")
+
+    def _draw_version(self, record: RegenerateRequested, replaced: StoredRequest, thread: _Thread) -> StoredRequest:
+        request = msgspec.structs.replace(
+            replaced,
+            reply_id=new_id(),
+            generation=replaced.generation + 1,
+            turn=thread.next_turn,
+            state="queued",
+            attempt=0,
+            takeovers=0,
+            published=False,
+            submitted_at=record.requested_at,
+            correlation_id=record.correlation_id,
+            fresh=True,
+        )
+        thread.next_turn += 1
+        thread.grown = True
+        self.versions[record.message_id].append(msgspec.structs.replace(request, fresh=False))
+        return request
+
+    def _reason_without_conversation(self, record: MessageSubmitted | RegenerateRequested) -> RefusedReason:
         return "user_deleted" if record.uid in self.deleted_users else "conversation_unknown"
 
 
-def _refusal(record: MessageSubmitted, thread: _Thread) -> RefusedReason | None:
+def _refusal(record: MessageSubmitted | RegenerateRequested, thread: _Thread) -> RefusedReason | None:
     """Tell why a record's conversation does not take it: None if it does (rules Users, Conversations)."""
     if thread.uid != record.uid:
         return "conversation_unknown"
@@ -173,6 +212,7 @@ _STANDING: Final = (
     .join(users, users.c.id == messages.c.user_id)
 )
 _FIRST_REQUESTS: Final = _STANDING.where(is_one_of(messages.c.id), _reply.c.generation == 1)
+_VERSIONS: Final = _STANDING.where(is_one_of(messages.c.id)).order_by(messages.c.id, _reply.c.generation)
 
 _INSERTED: Final = (
     "id",
@@ -215,11 +255,12 @@ _GROW: Final = Prepared(
 
 
 def store_messages(conn: Connection, batch: Sequence[Incoming], now: int) -> list[Stored]:
-    """Store a batch in the order of the log: user messages with dense positions, each with a request for an answer.
+    """Store a batch in the order of the log: user messages with dense positions, each with a request for an answer, and
+    requests for further answers.
 
     Returns:
-        One entry for each record, in the batch's order. A copy of a stored message (from an earlier batch or this
-        one) returns its first request as it stands, with `fresh` False.
+        One entry for each record, in the batch's order. A copy (of a record from an earlier batch or this one) returns
+        the request that the first one has made, as it stands, with `fresh` False.
     """
     if not batch:
         return []
@@ -229,6 +270,7 @@ def store_messages(conn: Connection, batch: Sequence[Incoming], now: int) -> lis
     view = _View(
         threads=threads,
         standing=_standing(conn, [incoming.record.message_id for incoming in batch]),
+        versions=_versions(conn, batch),
         deleted_users=_deleted_strangers(conn, batch, threads),
     )
     rows: list[dict[str, Any]] = []
@@ -254,6 +296,16 @@ def _standing(conn: Connection, message_ids: Sequence[str]) -> dict[str, Stored]
         for row in conn.execute(_FIRST_REQUESTS, {"ids": stored}).mappings():
             standing[row["message_id"]] = StoredRequest(**row)
     return standing
+
+
+def _versions(conn: Connection, batch: Sequence[Incoming]) -> dict[str, list[StoredRequest]]:
+    """Return all requests for answers to the messages that are to be answered again, by generation."""
+    wanted = [each.record.message_id for each in batch if isinstance(each.record, RegenerateRequested)]
+    versions: dict[str, list[StoredRequest]] = {}
+    if wanted:
+        for row in conn.execute(_VERSIONS, {"ids": wanted}).mappings():
+            versions.setdefault(row["message_id"], []).append(StoredRequest(**row))
+    return versions
 
 
 def _deleted_strangers(conn: Connection, batch: Sequence[Incoming], threads: dict[str, _Thread]) -> set[str]:
@@ -293,9 +345,9 @@ def _draw(record: MessageSubmitted, thread: _Thread) -> StoredRequest:
     )
 
 
-def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the row of a message and that of the request for its answer. Both have every column, so that one
-    statement inserts both kinds."""
+def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> list[dict[str, Any]]:
+    """Return the row of a message, if it is new, and that of the request for its answer. Both have every column, so
+    that one statement inserts both kinds."""
     shared = {
         "tenant": request.tenant,
         "user_id": request.uid,
@@ -333,7 +385,7 @@ def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> tuple[dict
         "client_id": None,
         "requested_model": request.model,
     }
-    return message, reply
+    return [message, reply] if request.generation == 1 else [reply]
 
 
 def _write(conn: Connection, rows: list[dict[str, Any]], threads: Iterable[_Thread], now: int) -> None:

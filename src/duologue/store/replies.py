@@ -55,11 +55,12 @@ _EARLIER_TURN: Final = sa.exists(sa.literal_column("1")).where(
     sa.text(f"earlier.{UNFINISHED}"),
     _earlier.c.turn < messages.c.turn,
 )
-_ATTEMPTS_BEFORE: Final = (
+ATTEMPTS_BEFORE: Final = (
     sa.select(sa.func.coalesce(sa.func.max(_version.c.attempt), 0))
     .where(_version.c.reply_to == messages.c.reply_to, _version.c.generation < messages.c.generation)
     .scalar_subquery()
 )
+"""The last attempt of the message's earlier generations, which no longer change."""
 _IS_HANDOVER: Final = messages.c.leaving_until.is_not(None)
 _WAS_GENERATING: Final = messages.c.state == sa.literal_column("'generating'")
 
@@ -76,7 +77,7 @@ _CLAIM: Final = Prepared(
         ~_EARLIER_TURN,
     )
     .values(
-        attempt=1 + sa.case((messages.c.attempt > 0, messages.c.attempt), else_=_ATTEMPTS_BEFORE),
+        attempt=1 + sa.case((messages.c.attempt > 0, messages.c.attempt), else_=ATTEMPTS_BEFORE),
         takeovers=messages.c.takeovers + sa.case((sa.and_(_WAS_GENERATING, ~_IS_HANDOVER), 1), else_=0),
         handovers=messages.c.handovers + sa.case((sa.and_(_WAS_GENERATING, _IS_HANDOVER), 1), else_=0),
         state="generating",
@@ -142,14 +143,14 @@ def claim_with_prompts(conn: Connection, reply_ids: Sequence[str], owner: str, n
 
 
 def store_and_claim(
-    conn: Connection, batch: Sequence[Incoming], start: Collection[str], owner: str, now: int
+    conn: Connection, batch: Sequence[Incoming], start: Collection[int], owner: str, now: int
 ) -> tuple[list[Stored], list[Claimed]]:
     """Store a batch as `store_messages` does and claim the replies that can start at once, in one transaction.
 
     Args:
         batch: records in the order of the log.
-        start: ids of messages whose replies this worker would begin now. It leaves out those that it is writing
-            already, or it would take them over from itself.
+        start: places in the batch of those whose replies this worker would begin now. It leaves out those that it is
+            writing already, or it would take them over from itself.
         owner: this worker's name, for people.
         now: milliseconds since the Unix epoch.
 
@@ -159,8 +160,8 @@ def store_and_claim(
     entries = store_messages(conn, batch, now)
     wanted = {
         entry.reply_id: None
-        for entry in entries
-        if isinstance(entry, StoredRequest) and entry.message_id in start and entry.state in ("queued", "generating")
+        for place, entry in enumerate(entries)
+        if place in start and isinstance(entry, StoredRequest) and entry.state in ("queued", "generating")
     }
     return entries, claim_with_prompts(conn, list(wanted), owner, now)
 

@@ -53,7 +53,7 @@ async def claimed(pipeline: Pipeline) -> StoredRequest:
     """Return a request whose reply is claimed under attempt 1."""
     message = pipeline.message(await pipeline.conversation(), "hello")
     batch = [Incoming(message, "incoming_messages", 0, 1)]
-    (stored,), _ = await pipeline.database.write(store_and_claim, batch, {message.message_id}, "me", wall_clock())
+    (stored,), _ = await pipeline.database.write(store_and_claim, batch, {0}, "me", wall_clock())
     assert isinstance(stored, StoredRequest)
     return stored
 

@@ -150,7 +150,7 @@ async def answered_by_one_who_died(pipeline: Pipeline, records: Sequence[Message
     """Leave in the store what a worker leaves that dies right after its completion."""
     batch = [Incoming(record, INCOMING_TOPIC, 0, number) for number, record in enumerate(records, 1)]
     now = wall_clock()
-    start = {record.message_id for record in records}
+    start = range(len(records))
     entries, claims = await pipeline.database.write(store_and_claim, batch, start, "dead", now)
     assert all(isinstance(entry, StoredRequest) for entry in entries)
     completions = [
