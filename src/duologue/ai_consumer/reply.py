@@ -126,6 +126,16 @@ class Reply:
         """End the model's request and the reply with what is written. Without effect once there is an outcome."""
         self._break_off()
 
+    async def verify(self) -> None:
+        """Break off if the attempt no longer holds in the store.
+
+        Raises:
+            StoreUnavailable: the store cannot tell.
+        """
+        attempt = self.attempt
+        if not await self._still_held(attempt) and attempt == self.attempt:
+            self._on_fenced()
+
     def stopped(self, text: str) -> Completion:
         """Return the completion of a reply that was stopped when this was written."""
         now = self._writing.clock()

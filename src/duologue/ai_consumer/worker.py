@@ -13,6 +13,7 @@ from duologue.ai_consumer.answering import Answering
 from duologue.ai_consumer.completer import Completer
 from duologue.ai_consumer.dead_letters import dead_letter
 from duologue.ai_consumer.dispatcher import Dispatcher
+from duologue.ai_consumer.leaving import Leaving
 from duologue.ai_consumer.live_text import Pace
 from duologue.ai_consumer.outcomes import echo_frame
 from duologue.ai_consumer.publisher import Publisher
@@ -55,7 +56,7 @@ from duologue.observability.metrics import (
 from duologue.store.database import Database, StoreRefused
 from duologue.store.dead_letters import insert_dead_letters
 from duologue.store.messages import Refused, Stored, StoredRequest
-from duologue.store.replies import Claimed, mark_leaving
+from duologue.store.replies import Claimed
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ class AiConsumer:
         self._database = database
         self._clock = clock
         self._owner = settings.server_id
-        self._leave_seconds = settings.drain_seconds
+        self._leaving = Leaving(database, clock, seconds=settings.drain_seconds)
         self._dispatcher: Dispatcher[Request] = Dispatcher(
             max_running=settings.workers, max_running_per_user=settings.user_max_workers
         )
@@ -183,11 +184,8 @@ class AiConsumer:
         task = asyncio.current_task()
         if not running or task is None or task.cancelling():  # a cancelled worker finishes nothing
             return
-        for request in running:
-            if request.task is not None:
-                asyncio.get_running_loop().call_later(self._leave_seconds, request.task.cancel)
-        attempts = {request.reply_id: request.reply.attempt for request in running if request.reply is not None}
-        await self._database.write(mark_leaving, attempts, int(self._leave_seconds * 1000), self._clock())
+        self._spawn(self._leaving.watch(running))
+        await self._leaving.mark(running)
 
     def lost(self, holdings: Sequence[Holding]) -> None:
         """Stop everything of these (Handler)."""
