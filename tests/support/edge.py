@@ -20,7 +20,13 @@ from duologue.delivery.hub import Hub
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.ids import DEFAULT_TENANT, UserKey
-from duologue.domain.records import CORRELATION_HEADER, INCOMING_TOPIC, MessageSubmitted, decode_incoming
+from duologue.domain.records import (
+    CORRELATION_HEADER,
+    INCOMING_TOPIC,
+    IncomingRecord,
+    MessageSubmitted,
+    decode_incoming,
+)
 from duologue.engines.redis import Redis
 from duologue.log.port import Log, LogConsumer, LogProducer, Partition
 from duologue.log.valkey_streams import open_streams_log
@@ -80,16 +86,22 @@ class Edge:
         return jwt.encode(claims, self._secret, algorithm="HS256")
 
     async def records(self, count: int) -> list[MessageSubmitted]:
-        """Return the first `count` messages on the log, once they are there."""
-        found: list[MessageSubmitted] = []
+        """Return the first `count` messages on the log, once they are there, and nothing else is."""
+        found = await self.logged(count)
+        messages = [record for record in found if isinstance(record, MessageSubmitted)]
+        assert len(messages) == len(found)
+        return messages
+
+    async def logged(self, count: int) -> list[IncomingRecord]:
+        """Return what the log has, once that is `count` records at least."""
+        found: list[IncomingRecord] = []
         async with asyncio.timeout(WAIT_SECONDS), self._consumer() as consumer:
             while len(found) < count:
                 for record in await consumer.poll(100, 1.0):
-                    message = decode_incoming(record.value)
-                    assert isinstance(message, MessageSubmitted)
-                    assert record.key == message.conversation_id
-                    assert record.headers[CORRELATION_HEADER] == message.correlation_id
-                    found.append(message)
+                    decoded = decode_incoming(record.value)
+                    assert record.key == decoded.conversation_id
+                    assert record.headers[CORRELATION_HEADER] == decoded.correlation_id
+                    found.append(decoded)
         return found
 
     def _consumer(self) -> AbstractAsyncContextManager[LogConsumer]:

@@ -23,6 +23,11 @@ MAX_HELD: Final = 1024
 class Socket(Protocol):
     """What the hub needs of a connection. Nothing but `drained` waits, and nothing raises."""
 
+    @property
+    def session_id(self) -> str:
+        """Its name among all sockets of all servers."""
+        ...
+
     def send_durable(self, event: EventPosition, frame: bytes) -> None:
         """Send a frame that is replayed after a reconnection; once written, tell `Hub.written`."""
         ...
@@ -153,7 +158,7 @@ class Attachment:
         return True
 
     def _forward(self, publication: Publication) -> bool:
-        number, kind, event, frame = publication
+        number, kind, event, frame, sender = publication
         expected = self.number + 1
         if number != expected:
             return number < expected  # it is contained in what the socket had at its cut
@@ -163,6 +168,6 @@ class Attachment:
         elif event is not None:
             self.position = event
             self.socket.send_durable(event, frame)
-        else:
+        elif sender is None or sender != self.socket.session_id:  # its own is counted, and not sent
             self.socket.send(frame)
         return True

@@ -65,6 +65,10 @@ class UserNames:
         """The key of what is remembered of a message that the log has."""
         return f"note:{self.tag}:{message_id}"
 
+    def command_note(self, command: str) -> str:
+        """The key of what is remembered of a stop or a regenerate."""
+        return f"command:{self.tag}:{command}"
+
 
 @lru_cache(maxsize=16_384)
 def names_of(user: UserKey) -> UserNames:

@@ -21,6 +21,7 @@ PUBLISH: Final = _script("state", "publish")
 ATTACH: Final = _script("state", "attach")
 CURSOR: Final = _script("cursor")
 ADMIT: Final = _script("limit", "admit")
+ADMIT_COMMAND: Final = _script("limit", "admit_command")
 LIMIT_ADDRESS: Final = _script("limit", "limit_address")
 
-ALL: Final = (APPLY, OPEN_LIVE, APPEND_LIVE, PUBLISH, ATTACH, CURSOR, ADMIT, LIMIT_ADDRESS)
+ALL: Final = (APPLY, OPEN_LIVE, APPEND_LIVE, PUBLISH, ATTACH, CURSOR, ADMIT, ADMIT_COMMAND, LIMIT_ADDRESS)

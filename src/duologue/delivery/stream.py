@@ -13,7 +13,7 @@ import msgspec
 
 from duologue.delivery import scripts
 from duologue.delivery.names import EventPosition, UserNames, epochs, names_of, parse_event_id
-from duologue.delivery.publication import REVOCATION
+from duologue.delivery.publication import OF_SOCKET, OTHER, REVOCATION
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Argument, Redis, Script
 from duologue.protocol.frames import Reset, Snapshot, Typing, encode
@@ -100,6 +100,25 @@ class Admission(NamedTuple):
 
     duplicate: bool
     retry_after_seconds: float | None
+
+
+class CommandNote(msgspec.Struct, frozen=True):
+    """What a stop or a regenerate stands for: its message's conversation and, of a regenerate, the attempt that it
+    replaces. `acknowledged` tells that the log has it."""
+
+    conversation_id: str
+    attempt: int = 0
+    acknowledged: bool = False
+
+
+class CommandAdmission(NamedTuple):
+    """What is noted of a command, None if it is new, and how long to wait; None: it is admitted."""
+
+    note: CommandNote | None
+    retry_after_seconds: float | None
+
+
+_command_notes: Final = msgspec.json.Decoder(CommandNote)
 
 
 class UserStreams:
@@ -196,7 +215,11 @@ class UserStreams:
 
     def publish(self, user: UserKey, *frames: bytes) -> asyncio.Future[Any]:
         """Publish frames that are not durable (`queued`, `typing`) to all of a user's sockets."""
-        return self._run(scripts.PUBLISH, names_of(user), frames)
+        return self._run(scripts.PUBLISH, names_of(user), (OTHER, "-", *frames))
+
+    def publish_from(self, user: UserKey, session_id: str, frame: bytes) -> asyncio.Future[Any]:
+        """Publish a frame that is not durable to all of a user's sockets but the one that it comes from."""
+        return self._run(scripts.PUBLISH, names_of(user), (OF_SOCKET, session_id, frame))
 
     async def revoke(self, user: UserKey) -> None:
         """Make every server close this user's sockets: their token no longer holds."""
@@ -242,6 +265,34 @@ class UserStreams:
             scripts.ADMIT, keys, (limit.requests, limit.window_seconds * 1_000_000)
         )
         return Admission(bool(duplicate), _seconds(wait_us))
+
+    async def admit_command(
+        self, user: UserKey, command: str | None, *, limit: RateLimit, like_message: bool
+    ) -> CommandAdmission:
+        """Count a stop or a regenerate, and return what is noted of it.
+
+        Args:
+            user: whose it is.
+            command: what tells a repeat of it; None if nothing does.
+            limit: the limit of messages.
+            like_message: it counts as one of them, unless it is a repeat; else against ten times the limit.
+        """
+        names = names_of(user)
+        keys = (names.command_note(command or ""), names.rate, names.repeat_rate)
+        arguments = (limit.requests, limit.window_seconds * 1_000_000, int(like_message))
+        note, wait_us = await self._redis.run(scripts.ADMIT_COMMAND, keys, arguments)
+        return CommandAdmission(None if note is None else _command_notes.decode(note), _seconds(wait_us))
+
+    async def reserve_command(self, user: UserKey, command: str, note: CommandNote) -> CommandNote:
+        """Note for an hour what a command stands for, unless that is noted already; return what holds."""
+        key, value = names_of(user).command_note(command), msgspec.json.encode(note)
+        earlier = await self._redis.call("SET", key, value, "NX", "GET", "EX", _NOTE_SECONDS)
+        return note if earlier is None else _command_notes.decode(earlier)
+
+    def note_command(self, user: UserKey, command: str, note: CommandNote) -> asyncio.Future[Any]:
+        """Note for an hour what a command stands for, whatever was noted before."""
+        key, value = names_of(user).command_note(command), msgspec.json.encode(note)
+        return self._redis.call("SET", key, value, "EX", _NOTE_SECONDS)
 
     async def limit_address(self, address: str, limit: RateLimit) -> float | None:
         """Count a token issued to an address; returns the seconds to wait, None if it is admitted."""

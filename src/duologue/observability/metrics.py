@@ -18,7 +18,7 @@ CONNECTIONS_CLOSED = Counter(
 FRAMES_RECEIVED = Counter("duologue_frames_received_total", "Frames from clients, by type.", ["type"])
 FRAMES_REFUSED = Counter("duologue_frames_refused_total", "Error frames sent, by code.", ["code"])
 MESSAGES_ACKNOWLEDGED = Counter("duologue_messages_acknowledged_total", "Messages durably on the log.")
-ACK_SECONDS = Histogram("duologue_ack_seconds", "From a message's frame to its ack.", buckets=_SHORT)
+ACK_SECONDS = Histogram("duologue_ack_seconds", "From a frame that goes on the log to its ack.", buckets=_SHORT)
 DELTAS_MERGED = Counter(
     "duologue_deltas_merged_total", "Deltas joined to their neighbour in a send queue that backs up."
 )

@@ -193,4 +193,7 @@ class Ping(_FromClient, frozen=True, kw_only=True, tag="ping"):
     id: str | None = None
 
 
-ClientFrame: TypeAlias = Message | Stop | Regenerate | ClientTyping | Resume | Auth | Ping
+Submittable: TypeAlias = Message | Stop | Regenerate
+"""What goes on the log."""
+
+ClientFrame: TypeAlias = Submittable | ClientTyping | Resume | Auth | Ping

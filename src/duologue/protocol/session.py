@@ -22,7 +22,7 @@ from duologue.protocol import frames
 from duologue.protocol.codes import CloseCode, ErrorCode
 from duologue.protocol.parsing import FrameRefused
 
-FEATURES: Final = ["resume", "auth", "snapshot"]
+FEATURES: Final = ["resume", "auth", "snapshot", "queued", "stop", "regenerate", "typing"]
 """What this server can do beyond `message`: told to clients, which offer nothing that is not listed."""
 
 DEFAULT_RETRY_SECONDS: Final = 2.0
@@ -119,9 +119,15 @@ class SendError(msgspec.Struct, frozen=True, gc=False):
 
 
 class Submit(msgspec.Struct, frozen=True):
-    """Put a message on the log, in the order of these effects; `acknowledged` or `rejected` answers."""
+    """Put a frame on the log, in the order of these effects; `acknowledged` or `rejected` answers."""
 
-    frame: frames.Message
+    frame: frames.Submittable
+
+
+class TellTyping(msgspec.Struct, frozen=True):
+    """Tell the user's other devices, as far as that is possible now; `rejected` answers only what can never be told."""
+
+    frame: frames.ClientTyping
 
 
 class Close(msgspec.Struct, frozen=True, gc=False):
@@ -131,7 +137,7 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     drop: bool = False
 
 
-Effect: TypeAlias = Accept | Verify | Resolve | Attach | Reattach | Send | SendError | Submit | Close
+Effect: TypeAlias = Accept | Verify | Resolve | Attach | Reattach | Send | SendError | Submit | TellTyping | Close
 
 
 class Session:
@@ -211,16 +217,16 @@ class Session:
         if self._late(State.OPEN):
             return []
         match frame:
-            case frames.Message():
-                return self._message(frame)
+            case frames.Message() | frames.Stop() | frames.Regenerate():
+                return self._submitted(frame)
             case frames.Ping():
                 return [Send(frames.encode(frames.Pong(id=frame.id, server_time=rfc3339(self._clock()))))]
             case frames.Resume():
                 return [Reattach(frame.last_event_id)]
             case frames.Auth():
                 return [Verify(frame.token, renewal=True)]
-            case frames.Stop() | frames.Regenerate() | frames.ClientTyping():
-                return self._not_offered(frame)
+            case frames.ClientTyping():
+                return [TellTyping(frame)]
 
     def frame_refused(self, refusal: FrameRefused) -> list[Effect]:
         """A frame came that is none; the socket stays open."""
@@ -229,10 +235,10 @@ class Session:
         return [self._error(ErrorCode(refusal.code), str(refusal), client_id=refusal.client_id)]
 
     def acknowledged(
-        self, *, client_id: str, message_id: str, conversation_id: str, timestamp: int, duplicate: bool
+        self, *, client_id: str | None, message_id: str, conversation_id: str, timestamp: int, duplicate: bool
     ) -> list[Effect]:
-        """A message is on the log. `timestamp` is milliseconds since the Unix epoch."""
-        if self._ended():
+        """A frame is on the log. `timestamp` is milliseconds since the Unix epoch; without an `id` nobody is told."""
+        if self._ended() or client_id is None:
             return []
         ack = frames.Ack(
             id=client_id,
@@ -244,7 +250,7 @@ class Session:
         return [Send(frames.encode(ack))]
 
     def rejected(self, refusal: Rejected, *, client_id: str | None, correlation_id: str | None = None) -> list[Effect]:
-        """A message was not accepted; the socket stays open."""
+        """A frame was not accepted; the socket stays open."""
         if self._ended():
             return []
         return [
@@ -317,17 +323,17 @@ class Session:
 
     # Parts
 
-    def _not_offered(self, frame: frames.Stop | frames.Regenerate | frames.ClientTyping) -> list[Effect]:
-        """Frames that are read and have their place here, and are not in FEATURES yet."""
-        client_id = None if isinstance(frame, frames.ClientTyping) else frame.id
-        return [self._error(ErrorCode.UNKNOWN_TYPE, "the frame's type is not offered", client_id=client_id)]
-
-    def _message(self, frame: frames.Message) -> list[Effect]:
-        if frame.userid is not None and self._user is not None and frame.userid != self._user.user_id:
-            return [self._error(ErrorCode.USERID_MISMATCH, "the frame names another user", client_id=frame.id)]
-        if frame.model is not None and frame.model not in self._terms.models:
-            return [self._error(ErrorCode.MODEL_NOT_ALLOWED, "the model is not allowed", client_id=frame.id)]
+    def _submitted(self, frame: frames.Submittable) -> list[Effect]:
+        if isinstance(frame, frames.Message) and (refusal := self._refusal(frame)):
+            return [refusal]
         return [Submit(frame)]
+
+    def _refusal(self, frame: frames.Message) -> SendError | None:
+        if frame.userid is not None and self._user is not None and frame.userid != self._user.user_id:
+            return self._error(ErrorCode.USERID_MISMATCH, "the frame names another user", client_id=frame.id)
+        if frame.model is not None and frame.model not in self._terms.models:
+            return self._error(ErrorCode.MODEL_NOT_ALLOWED, "the model is not allowed", client_id=frame.id)
+        return None
 
     def _connection(self, user: UserKey, place: Place, recovered: bool, event_id: str) -> frames.Connection:
         return frames.Connection(

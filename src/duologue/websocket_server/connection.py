@@ -40,12 +40,15 @@ from duologue.protocol.session import (
     Session,
     State,
     Submit,
+    TellTyping,
     Verify,
 )
+from duologue.websocket_server.admission import Admitted
 from duologue.websocket_server.egress import Egress
-from duologue.websocket_server.ingress import Admitted, new_correlation_id
+from duologue.websocket_server.ingress import new_correlation_id
 from duologue.websocket_server.places import Author
 from duologue.websocket_server.transport import transport_of
+from duologue.websocket_server.typing_notices import TYPING_BURST, TYPING_PER_SECOND, Allowance
 
 if TYPE_CHECKING:
     from duologue.websocket_server.server import WebSocketServer
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT: Final = 32
-"""Messages of one socket that wait for the log at once. Further ones wait in the transport."""
+"""Frames of one socket that wait for the log at once. Further ones wait in the transport."""
 
 _RECEIVED: Final = {kind: FRAMES_RECEIVED.labels(kind.__struct_config__.tag) for kind in get_args(frames.ClientFrame)}
 
@@ -73,6 +76,7 @@ class Connection:
         "_send",
         "_server",
         "_session",
+        "_typing",
     )
 
     def __init__(self, server: WebSocketServer, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
@@ -91,6 +95,7 @@ class Connection:
         self._author: Author | None = None
         self._appends: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._typing: Allowance | None = None
 
     @property
     def identity(self) -> Identity:
@@ -128,6 +133,11 @@ class Connection:
             await self._finish(clean=clean)
 
     # The hub's Socket
+
+    @property
+    def session_id(self) -> str:
+        """Its name among all sockets of all servers."""
+        return self._session.session_id
 
     def send_durable(self, event: EventPosition, frame: bytes) -> None:
         """Send a frame of the user's stream."""
@@ -245,24 +255,23 @@ class Connection:
         _RECEIVED[type(frame)].inc()
         return self._session.frame_received(frame)
 
-    async def _submit(self, frame: frames.Message) -> None:
-        """Admit a message and start its append; appends start in the order of the frames and end on their own.
+    async def _submit(self, frame: frames.Submittable) -> None:
+        """Admit a frame and start its append; appends start in the order of the frames and end on their own.
 
         One frame is admitted after another, which keeps the order; nothing waits for the log but the `ack`.
         """
         if self._draining or self._author is None:
             return
         started = asyncio.get_running_loop().time()
-        client_id = frame.id or new_id()
         correlation_id = new_correlation_id()
         while len(self._appends) >= MAX_IN_FLIGHT:
             await asyncio.wait(self._appends, return_when=asyncio.FIRST_COMPLETED)
         try:
-            admitted = await self._server.ingress.admit(self._author, frame, client_id, correlation_id)
+            admitted = await self._server.ingress.admit(self._author, frame, correlation_id)
         except (Rejected, Retryable) as error:
-            self._do_all(self._session.rejected(_refusal(error), client_id=client_id, correlation_id=correlation_id))
-        except Exception:  # noqa: BLE001  # the edge of a message: reported, and the client is told
-            self._unexpected("admit", client_id, correlation_id)
+            self._do_all(self._session.rejected(_refusal(error), client_id=frame.id, correlation_id=correlation_id))
+        except Exception:  # noqa: BLE001  # the edge of a frame: reported, and the client is told
+            self._unexpected("admit", frame.id, correlation_id)
         else:
             # Tasks begin in the order of their making, and an append takes its place before its first suspension.
             append = asyncio.create_task(self._append(admitted, started), name="append")
@@ -270,18 +279,14 @@ class Connection:
             append.add_done_callback(self._appends.discard)
 
     async def _append(self, admitted: Admitted, started: float) -> None:
-        record = admitted.record
+        client_id, correlation_id = admitted.client_id, admitted.record.correlation_id
         try:
             with self._server.appending():
                 await self._server.ingress.append(admitted)
         except Retryable as error:
-            self._do_all(
-                self._session.rejected(
-                    _refusal(error), client_id=record.client_id, correlation_id=record.correlation_id
-                )
-            )
-        except Exception:  # noqa: BLE001  # the edge of a message: reported, and the client is told
-            self._unexpected("append", record.client_id, record.correlation_id)
+            self._do_all(self._session.rejected(_refusal(error), client_id=client_id, correlation_id=correlation_id))
+        except Exception:  # noqa: BLE001  # the edge of a frame: reported, and the client is told
+            self._unexpected("append", client_id, correlation_id)
         else:
             ACK_SECONDS.observe(asyncio.get_running_loop().time() - started)
             self._acknowledge(admitted)
@@ -291,13 +296,26 @@ class Connection:
         record = admitted.record
         self._do_all(
             self._session.acknowledged(
-                client_id=record.client_id,
+                client_id=admitted.client_id,
                 message_id=record.message_id,
                 conversation_id=record.conversation_id,
-                timestamp=record.submitted_at,
+                timestamp=admitted.timestamp,
                 duplicate=admitted.duplicate,
             )
         )
+
+    async def _tell_typing(self, frame: frames.ClientTyping) -> None:
+        """Pass on that somebody types here; what comes too often is dropped."""
+        if self._draining or self._author is None:
+            return
+        if self._typing is None:  # most connections never tell
+            self._typing = Allowance(TYPING_BURST, TYPING_PER_SECOND)
+        if not self._typing.take(asyncio.get_running_loop().time()):
+            return
+        try:
+            await self._server.typing.tell(self._author, self.session_id, frame)
+        except Rejected as refusal:
+            self._do_all(self._session.rejected(refusal, client_id=None))
 
     def _unexpected(self, loop: str, client_id: str | None, correlation_id: str) -> None:
         """Called at a loop's edge, while an exception is handled that nobody expected."""
@@ -313,6 +331,8 @@ class Connection:
             match effect:
                 case Submit():
                     await self._submit(effect.frame)
+                case TellTyping():
+                    await self._tell_typing(effect.frame)
                 case Accept():
                     await self._send({"type": "websocket.accept", "subprotocol": effect.subprotocol})
                 case Verify():

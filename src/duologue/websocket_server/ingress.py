@@ -1,53 +1,83 @@
-"""The way in: a message is checked, counted and put on the log; only then is it acknowledged."""
+"""The way in: a frame is checked, counted and put on the log; only then is it acknowledged."""
 
 from __future__ import annotations
 
 import uuid
+from typing import Final
 
-import msgspec
 import structlog
 
 from duologue.delivery.stream import RateLimit, UserStreams
 from duologue.domain.clock import Clock
-from duologue.domain.errors import DuologueError, Rejected
-from duologue.domain.ids import message_id
-from duologue.domain.records import CORRELATION_HEADER, INCOMING_TOPIC, MessageSubmitted, encode
+from duologue.domain.errors import DuologueError
+from duologue.domain.ids import message_id, new_id
+from duologue.domain.records import (
+    CORRELATION_HEADER,
+    INCOMING_TOPIC,
+    IncomingRecord,
+    MessageSubmitted,
+    RegenerateRequested,
+    StopRequested,
+    encode,
+)
 from duologue.log.port import LogProducer
 from duologue.observability.metrics import MESSAGES_ACKNOWLEDGED
-from duologue.protocol.codes import ErrorCode
-from duologue.protocol.frames import Message
+from duologue.protocol.frames import Message, Stop, Submittable
+from duologue.websocket_server.admission import Admitted, rate_limited
+from duologue.websocket_server.commands import Commands
 from duologue.websocket_server.places import Author, Places
 
 _log = structlog.get_logger(__name__)
 
-
-class Admitted(msgspec.Struct, frozen=True):
-    """A message that may go on the log. `duplicate`: the log is known to have it already."""
-
-    record: MessageSubmitted
-    duplicate: bool
+_ACCEPTED: Final[dict[type[IncomingRecord], str]] = {
+    MessageSubmitted: "message_accepted",
+    StopRequested: "stop_accepted",
+    RegenerateRequested: "regenerate_accepted",
+}
 
 
 class Ingress:
-    """Takes the messages of one server's connections."""
+    """Takes the messages, stops and regenerations of one server's connections."""
 
     def __init__(
-        self, *, producer: LogProducer, streams: UserStreams, places: Places, limit: RateLimit, clock: Clock
+        self,
+        *,
+        producer: LogProducer,
+        streams: UserStreams,
+        places: Places,
+        commands: Commands,
+        limit: RateLimit,
+        clock: Clock,
     ) -> None:
         self._producer = producer
         self._streams = streams
         self._places = places
+        self._commands = commands
         self._limit = limit
         self._clock = clock
 
-    async def admit(self, author: Author, frame: Message, client_id: str, correlation_id: str) -> Admitted:
-        """Find the message's conversation and count it against its user's limit. Nothing is accepted yet.
+    async def admit(self, author: Author, frame: Submittable, correlation_id: str) -> Admitted:
+        """Find out what a frame is about and count it against its user's limit. Nothing is accepted yet.
+
+        Raises:
+            Rejected: with a code of the protocol.
+            Retryable: the store or Redis cannot be reached.
+        """
+        if isinstance(frame, Message):
+            return await self._admit_message(author, frame, correlation_id)
+        if isinstance(frame, Stop):
+            return await self._commands.admit_stop(author, frame, correlation_id)
+        return await self._commands.admit_regenerate(author, frame, correlation_id)
+
+    async def _admit_message(self, author: Author, frame: Message, correlation_id: str) -> Admitted:
+        """Find the message's conversation.
 
         Raises:
             Rejected: `conversation_not_found`, `character_not_found` or `rate_limited`.
             Retryable: the store or Redis cannot be reached.
         """
-        user = author.identity.user
+        user, now = author.identity.user, self._clock()
+        client_id = frame.id or new_id()
         conversation = await self._places.of_frame(author, frame.conversation_id, frame.character_id)
         record = MessageSubmitted(
             tenant=user.tenant,
@@ -63,48 +93,55 @@ class Ingress:
             conversation_id=conversation,
             client_id=client_id,
             content=frame.content,
-            submitted_at=self._clock(),
+            submitted_at=now,
             correlation_id=correlation_id,
             model=frame.model,
             metadata=frame.metadata,
         )
         admission = await self._streams.admit(user, record.message_id, limit=self._limit)
         if admission.retry_after_seconds is not None:
-            raise Rejected(
-                ErrorCode.RATE_LIMITED,
-                f"more than {self._limit.requests} messages in {self._limit.window_seconds} s",
-                retry_after_seconds=max(round(admission.retry_after_seconds, 3), 0.001),
-            )
-        return Admitted(record, admission.duplicate)
+            rate_limited(self._limit, admission.retry_after_seconds)
+        return Admitted(record=record, client_id=client_id, timestamp=now, duplicate=admission.duplicate)
 
     async def append(self, admitted: Admitted) -> None:
-        """Put a message on the log; a repeat too (rule Refusals). It takes its place before the first suspension.
+        """Put a frame on the log; a repeat too (rule Refusals), but for that of a stop. It takes its place before the
+        first suspension.
 
         Raises:
             LogUnavailable: no acknowledgement came in time.
         """
+        if admitted.on_log:
+            return
         record = admitted.record
         headers = {CORRELATION_HEADER: record.correlation_id}
         await self._producer.append(INCOMING_TOPIC, record.conversation_id, encode(record), headers)
 
     async def accepted(self, admitted: Admitted) -> None:
-        """Tell operators of a message that was acknowledged, and remember it for the `duplicate` of a repeat.
+        """Tell operators of a frame that was acknowledged, and remember it for its repeats.
 
-        Without Redis there is no such hint.
+        Without Redis they are taken as new; of a message that costs the `duplicate` only.
         """
         record = admitted.record
-        MESSAGES_ACKNOWLEDGED.inc()
+        if isinstance(record, MessageSubmitted):
+            MESSAGES_ACKNOWLEDGED.inc()
         _log.info(
-            "message_accepted",
+            _ACCEPTED[type(record)],
             correlation_id=record.correlation_id,
             message_id=record.message_id,
             conversation_id=record.conversation_id,
             user=record.user_id,
         )
         try:
-            await self._streams.note(record.user, record.message_id, record.conversation_id)
+            await self._note(admitted)
         except DuologueError as error:
             _log.debug("note_lost", correlation_id=record.correlation_id, error=str(error))
+
+    async def _note(self, admitted: Admitted) -> None:
+        record, command = admitted.record, admitted.command
+        if isinstance(record, MessageSubmitted):
+            await self._streams.note(record.user, record.message_id, record.conversation_id)
+        elif command is not None:
+            await self._streams.note_command(record.user, command.key, command.note)
 
 
 def new_correlation_id() -> str:

@@ -23,9 +23,11 @@ from duologue.protocol.frames import Limits
 from duologue.protocol.parsing import Bounds
 from duologue.protocol.session import Handshake, Terms
 from duologue.store.database import Database
+from duologue.websocket_server.commands import Commands
 from duologue.websocket_server.connection import Connection
 from duologue.websocket_server.ingress import Ingress
 from duologue.websocket_server.places import Places
+from duologue.websocket_server.typing_notices import TypingNotices
 
 _log = structlog.get_logger(__name__)
 
@@ -58,11 +60,14 @@ class WebSocketServer:
         self.terms = _terms(settings)
         self.bounds = Bounds(settings.max_content_characters, settings.max_metadata_bytes)
         self.places = Places(database, clock)
+        self.typing = TypingNotices(streams, self.places)
+        limit = RateLimit(settings.user_rate_limit_max_requests, settings.user_rate_limit_window_seconds)
         self.ingress = Ingress(
             producer=producer,
             streams=streams,
             places=self.places,
-            limit=RateLimit(settings.user_rate_limit_max_requests, settings.user_rate_limit_window_seconds),
+            commands=Commands(streams=streams, database=database, places=self.places, limit=limit, clock=clock),
+            limit=limit,
             clock=clock,
         )
         self.draining = False
@@ -86,7 +91,7 @@ class WebSocketServer:
 
     @property
     def in_flight(self) -> int:
-        """Messages that wait for the log's acknowledgement."""
+        """Frames that wait for the log's acknowledgement."""
         return self._appending
 
     @property
@@ -124,7 +129,7 @@ class WebSocketServer:
 
     @contextmanager
     def appending(self) -> Iterator[None]:
-        """Count a message while it waits for the log."""
+        """Count a frame while it waits for the log."""
         self._appending += 1
         try:
             yield

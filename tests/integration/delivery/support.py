@@ -10,7 +10,7 @@ from typing import Any
 
 from duologue.delivery.names import EventPosition
 from duologue.delivery.stream import AttachReply, DurableFrame, UserStreams
-from duologue.domain.ids import UserKey
+from duologue.domain.ids import UserKey, new_id
 from duologue.engines.redis import Redis
 from duologue.protocol.frames import Delta, Typing, encode
 
@@ -63,6 +63,7 @@ class RecordingSocket:
     """A socket that keeps what it was sent, in order, as decoded frames. It is a `Socket` of the hub."""
 
     def __init__(self) -> None:
+        self.session_id = new_id()
         self.frames: list[dict[str, Any]] = []
         self.events: list[EventPosition] = []
         self.deltas = 0

@@ -264,6 +264,19 @@ async def test_two_nodes_and_several_sockets_of_a_user_all_hear_everything(valke
     assert nodes[0].hub.oldest(ALICE) is sockets[0]
 
 
+async def test_frame_of_a_socket_reaches_all_others_and_leaves_no_gap(valkey: str, stack: AsyncExitStack) -> None:
+    nodes = [await open_node(stack, valkey), await open_node(stack, valkey)]
+    sender, neighbour, far = [await node.join() for node in (nodes[0], nodes[0], nodes[1])]
+    for _ in range(2):
+        await nodes[0].streams.publish_from(ALICE, sender.session_id, b'{"type":"typing"}')
+    await nodes[1].streams.apply(ALICE, [echo("a")])
+    for socket in (sender, neighbour, far):
+        await socket.until(lambda socket=socket: "echo" in socket.types())  # type: ignore[misc]
+
+    assert sender.types() == ["connection", "echo"]  # not greeted again: nothing was missing
+    assert neighbour.types() == far.types() == ["connection", "typing", "typing", "echo"]
+
+
 async def test_revocation_reaches_every_socket_of_the_user_on_every_node(valkey: str, stack: AsyncExitStack) -> None:
     nodes = [await open_node(stack, valkey) for _ in range(2)]
     sockets = [await node.join() for node in nodes]

@@ -22,7 +22,7 @@ from duologue.config import Settings
 from duologue.delivery.hub import Hub
 from duologue.delivery.names import names_of
 from duologue.delivery.roster import Announcement, Roster
-from duologue.delivery.stream import RateLimit
+from duologue.delivery.stream import CommandNote, RateLimit
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Redis, RedisCommandError
 from duologue.engines.redis_address import shared_redis_url
@@ -33,7 +33,7 @@ from duologue.store.migrate import migrate
 USERS = [UserKey("default", "alice"), UserKey("default", "bob.b@x_-"), UserKey("acme", "alice")]
 _LIMIT = RateLimit(100, 60)
 _OF_ALL = {"rate:address:192.0.2.1", "roster:{duologue}"}
-_KINDS = {"state", "events", "applied", "live", "ended", "note", "rate", "repeats"}
+_KINDS = {"state", "events", "applied", "live", "ended", "note", "command", "rate", "repeats"}
 
 
 def _key_slot(key: str) -> int:
@@ -69,7 +69,12 @@ async def _talk(pipeline: Pipeline, hub: Hub, user: UserKey) -> None:
     assert await streams.conversation_of(user, first.message_id) == conversation.id
     assert (await streams.admit(user, first.message_id, limit=_LIMIT)).duplicate
     assert not (await streams.admit(user, "another", limit=_LIMIT)).duplicate
+    stop = CommandNote(conversation.id)
+    assert (await streams.admit_command(user, "stop", limit=_LIMIT, like_message=False)).note is None
+    assert await streams.reserve_command(user, "stop", stop) == stop
+    await streams.note_command(user, "stop", stop)
     await streams.publish(user, b'{"type":"queued"}')
+    await streams.publish_from(user, socket.session_id, b'{"type":"typing"}')
     assert await streams.reopen_live(user, "m-2", conversation.id, 1, 1, "text")
     for each in (socket, late):
         await hub.detach(each, clean=True)

@@ -17,7 +17,7 @@ from tests.integration.delivery.support import (
 
 from duologue.cluster.valkey import ValkeyServer
 from duologue.delivery.names import EventPosition, names_of
-from duologue.delivery.stream import REPEAT, DurableFrame, UserStreams
+from duologue.delivery.stream import REPEAT, CommandNote, DurableFrame, UserStreams
 from duologue.domain.errors import RedisUnavailable
 from duologue.domain.ids import UserKey
 from duologue.engines.redis import Redis, RedisCommandError
@@ -153,13 +153,15 @@ async def test_keys_after_apply_expire_as_the_design_says(opened: Opened) -> Non
     await streams.apply(ALICE, [echo("a"), response("a")])
     await streams.open_live(ALICE, "b", "c", 1, None)
     await streams.note(ALICE, "a", "c")
+    await streams.reserve_command(ALICE, "regenerate", CommandNote("c", 1))
+    await streams.note_command(ALICE, "stop", CommandNote("c"))
 
     seconds = {key: await redis.call("TTL", key) for key in await redis.call("KEYS", "*")}
 
     tag = names_of(ALICE).tag
     week, day, hour = 7 * 86400, 86400, 3600
     wanted = {STATE: week, EVENTS: week, APPLIED: day, f"ended:{tag}:a": hour, f"note:{tag}:a": hour}
-    wanted[f"live:{tag}:b"] = 900
+    wanted |= {f"live:{tag}:b": 900, f"command:{tag}:regenerate": hour, f"command:{tag}:stop": hour}
     assert {key.decode(): pytest.approx(value, abs=30) for key, value in seconds.items()} == wanted
 
 

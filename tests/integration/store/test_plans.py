@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW
 
 from duologue.cluster.postgres import PostgresServer
-from duologue.store import conversations, history, messages, outcomes, prompts, replies, users
+from duologue.store import conversations, history, messages, outcomes, prompts, replies, targets, users
 from duologue.store.database import Database, open_database, run_once
 from duologue.store.prepared import Prepared
 
@@ -114,6 +114,7 @@ HOT: Final[dict[str, Prepared | sa.Select[Any]]] = {
     "said before": history._SAID_BEFORE,
     "changed after": history._CHANGED_AFTER,
     "changed before": history._CHANGED_BEFORE,
+    "target": targets._TARGET,
     "user": users._FIND,
     "deleted user": users._FIND_DELETED,
     "deleted users": users._DELETED,

@@ -246,7 +246,11 @@ async def test_auth_frame_renews_or_is_refused_while_the_socket_stays_open(edge:
         (json.dumps({"type": "message", "content": "x" * 8001}), "content_too_long"),
         (json.dumps({"type": "message", "content": " \n "}), "content_empty"),
         (json.dumps({"type": "hello"}), "unknown_type"),
-        (json.dumps({"type": "stop", "message_id": "m"}), "unknown_type"),
+        (json.dumps({"type": "stop"}), "invalid_frame"),
+        (json.dumps({"type": "stop", "message_id": "a\0b"}), "invalid_frame"),
+        (json.dumps({"type": "stop", "message_id": "m" * 257}), "invalid_frame"),
+        (json.dumps({"type": "regenerate", "message_id": "m", "attempt": "1"}), "invalid_frame"),
+        (json.dumps({"type": "typing", "active": True}), "invalid_frame"),
     ],
 )
 async def test_bad_frame_is_named_and_the_socket_lives(edge: Edge, text: str | bytes, code: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from duologue.delivery.attachment import MAX_HELD, Answered, Attachment
 from duologue.delivery.names import EventPosition
-from duologue.delivery.publication import DELTA, DURABLE, Publication
+from duologue.delivery.publication import DELTA, DURABLE, OF_SOCKET, Publication
 from duologue.delivery.stream import AttachReply
 from duologue.domain.ids import UserKey
 
@@ -21,6 +21,8 @@ EPOCH = "e"
 
 class Sent:
     """A socket that keeps what it is sent."""
+
+    session_id = "me"
 
     def __init__(self) -> None:
         self.log: list[object] = []
@@ -49,6 +51,10 @@ class Sent:
     @property
     def events(self) -> list[int]:
         return [entry for entry in self.log if isinstance(entry, int)]
+
+
+def of_socket(number: int, sender: str) -> Publication:
+    return Publication(number, OF_SOCKET, None, b"typing", sender)
 
 
 def durable(number: int, event: int) -> Publication:
@@ -139,6 +145,18 @@ def test_receive_while_live_tells_a_gap_and_passes_over_what_is_old(attachment: 
     assert attachment.receive(durable(6, 2))
     assert not attachment.receive(durable(8, 4))
     assert sent.events == [2]
+
+
+def test_receive_of_its_own_frame_counts_it_and_sends_it_to_nobody(attachment: Attachment, sent: Sent) -> None:
+    attachment.receive(of_socket(6, "me"))
+    attachment.receive(of_socket(7, "another"))
+    attachment.answer(reply(5))
+    assert sent.log[2:] == [b"typing"]
+
+    assert attachment.receive(of_socket(8, "me"))
+    assert attachment.receive(of_socket(9, "another"))
+    assert not attachment.receive(of_socket(11, "me"))
+    assert sent.log[2:] == [b"typing", b"typing"]
 
 
 class LossyRedis(RuleBasedStateMachine):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duologue.delivery.names import EventPosition
-from duologue.delivery.publication import DELTA, DURABLE, REVOCATION, REVOKED, Publication, parse
+from duologue.delivery.publication import DELTA, DURABLE, OF_SOCKET, REVOCATION, REVOKED, Publication, parse
 
 
 @given(frame=st.binary())
@@ -17,6 +17,10 @@ def test_parse_delta_with_any_frame_returns_it_whole(frame: bytes) -> None:
 
 def test_parse_durable_frame_returns_its_event() -> None:
     assert parse(b'17 e ab:3 {"a": 1}') == Publication(17, DURABLE, EventPosition("ab", 3), b'{"a": 1}')
+
+
+def test_parse_frame_of_a_socket_returns_its_session() -> None:
+    assert parse(b'17 s 0197-ab {"a": 1}') == Publication(17, OF_SOCKET, None, b'{"a": 1}', "0197-ab")
 
 
 def test_parse_revocation_is_of_its_own_kind() -> None:

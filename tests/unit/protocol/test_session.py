@@ -32,6 +32,7 @@ from duologue.protocol.session import (
     Session,
     State,
     Submit,
+    TellTyping,
     Terms,
     Verify,
 )
@@ -189,9 +190,26 @@ def test_greeting_is_the_connection_frame() -> None:
 # Open
 
 
-def test_message_is_submitted() -> None:
-    frame = frames.Message(content="Hello", userid="ann", model="small")
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.Message(content="Hello", userid="ann", model="small"),
+        frames.Stop(message_id="m", id="k"),
+        frames.Regenerate(message_id="m", attempt=2),
+    ],
+)
+def test_message_stop_and_regenerate_are_submitted(frame: frames.Submittable) -> None:
     assert _in_state(State.OPEN).frame_received(frame) == [Submit(frame)]
+
+
+def test_typing_is_told() -> None:
+    frame = frames.ClientTyping(conversation_id="c", active=True)
+    assert _in_state(State.OPEN).frame_received(frame) == [TellTyping(frame)]
+
+
+@pytest.mark.parametrize("feature", ["stop", "regenerate", "typing", "queued"])
+def test_feature_that_is_there_is_listed(feature: str) -> None:
+    assert feature in FEATURES
 
 
 @pytest.mark.parametrize(
@@ -199,9 +217,6 @@ def test_message_is_submitted() -> None:
     [
         (frames.Message(content="a", id="k", userid="bob"), ErrorCode.USERID_MISMATCH, "k"),
         (frames.Message(content="a", id="k", model="large"), ErrorCode.MODEL_NOT_ALLOWED, "k"),
-        (frames.Stop(message_id="m", id="k"), ErrorCode.UNKNOWN_TYPE, "k"),
-        (frames.Regenerate(message_id="m", id="k"), ErrorCode.UNKNOWN_TYPE, "k"),
-        (frames.ClientTyping(conversation_id="c", active=True), ErrorCode.UNKNOWN_TYPE, None),
     ],
 )
 def test_frame_that_is_refused_is_told_by_its_id_and_the_socket_lives(
@@ -246,6 +261,10 @@ def test_acknowledgement_names_message_and_conversation() -> None:
         "timestamp": "1970-01-01T00:00:01.000Z",
         "duplicate": False,
     }
+
+
+def test_frame_without_id_is_not_acknowledged() -> None:
+    assert _in_state(State.OPEN).acknowledged(**ACK | {"client_id": None}) == []
 
 
 def test_rejection_carries_id_wait_and_correlation() -> None:
@@ -401,6 +420,15 @@ TestWalk = Walk.TestCase
 TestWalk.settings = settings(max_examples=200, stateful_step_count=20, deadline=None)
 
 
-@given(st.sampled_from([frames.Ping(), frames.Resume(last_event_id="e"), frames.Message(content="a")]))
+ANY_FRAME: Final[list[frames.ClientFrame]] = [
+    frames.Ping(),
+    frames.Resume(last_event_id="e"),
+    frames.Message(content="a"),
+    frames.Stop(message_id="m"),
+    frames.ClientTyping(conversation_id="c", active=False),
+]
+
+
+@given(st.sampled_from(ANY_FRAME))
 def test_open_socket_answers_every_frame(frame: frames.ClientFrame) -> None:
     assert len(_in_state(State.OPEN).frame_received(frame)) == 1
