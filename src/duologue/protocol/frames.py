@@ -6,7 +6,7 @@ Frames to the client are msgspec structs, encoded once for all devices of a user
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -171,7 +171,7 @@ class Stop(_FromClient, frozen=True, kw_only=True, tag="stop"):
 
 class Regenerate(_FromClient, frozen=True, kw_only=True, tag="regenerate"):
     message_id: str
-    attempt: int | None = None
+    attempt: Annotated[int, msgspec.Meta(ge=1)] | None = None
     id: str | None = None
     conversation_id: str | None = None
 

@@ -31,6 +31,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the latest version has its outcome."""
         return self.state not in ("queued", "generating")
 
+    def has_replaced(self, attempt: int) -> bool:
+        """Tell whether another attempt or version has come after this one."""
+        return attempt <= self.replaced or attempt < self.attempt
+
 
 _reply = messages.alias("reply")
 _version = messages.alias("version")

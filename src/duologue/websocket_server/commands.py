@@ -139,11 +139,11 @@ class Commands:
             raise
         if named not in (None, target.conversation_id):
             raise Rejected(ErrorCode.MESSAGE_NOT_FOUND, "there is no such message in this conversation")
-        attempt = target.attempt if frame.attempt is None else frame.attempt
-        if attempt <= target.replaced or attempt < target.attempt:
-            return _Regeneration(target.conversation_id, attempt, repeated=True)
-        _check(target, attempt)
-        return _Regeneration(target.conversation_id, attempt, repeated=False)
+        attempt = frame.attempt or target.attempt
+        repeated = frame.attempt is not None and target.has_replaced(frame.attempt)
+        if not repeated:
+            _check(target, attempt)
+        return _Regeneration(target.conversation_id, attempt, repeated)
 
     async def _refuse_unstored(self, author: Author, frame: Regenerate) -> None:
         """A message that the store does not have may be on the log, on its way there."""

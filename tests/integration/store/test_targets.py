@@ -40,11 +40,13 @@ async def test_target_is_the_latest_version_and_knows_what_it_replaced(ada: Scen
     second = await ada.database.write(add_version, request, 2, "queued")
     waiting = await _target(ada, request)
     assert (waiting.state, waiting.attempt, waiting.generation, waiting.replaced) == ("queued", 0, 2, 1)
+    assert [waiting.has_replaced(attempt) for attempt in (1, 2)] == [True, False]
 
     (held,) = await ada.database.write(_claim, second)
     await ada.finish(ended(held, "second"))
     target = await _target(ada, request)
     assert (target.state, target.attempt, target.generation, target.replaced) == ("complete", 2, 2, 1)
+    assert [target.has_replaced(attempt) for attempt in (1, 2, 3)] == [True, False, False]
 
 
 async def test_message_with_one_behind_it_is_not_the_last_until_that_is_deleted(ada: Scenario) -> None:

@@ -250,6 +250,7 @@ async def test_auth_frame_renews_or_is_refused_while_the_socket_stays_open(edge:
         (json.dumps({"type": "stop", "message_id": "a\0b"}), "invalid_frame"),
         (json.dumps({"type": "stop", "message_id": "m" * 257}), "invalid_frame"),
         (json.dumps({"type": "regenerate", "message_id": "m", "attempt": "1"}), "invalid_frame"),
+        (json.dumps({"type": "regenerate", "message_id": "m", "attempt": 0}), "invalid_frame"),
         (json.dumps({"type": "typing", "active": True}), "invalid_frame"),
     ],
 )
