@@ -8,16 +8,20 @@ import os
 import signal
 import termios
 import tty
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
 from rich.cells import cell_len
 
-from duologue.chat.line_editor import KeyParser, LineEditor, Outcome
+from duologue.chat.line_editor import ESCAPE, KeyParser, LineEditor, Outcome
 
 _NEWLINE_SHOWN: Final = "↵"
 _USUAL_COLUMNS: Final = 80
+_ESCAPE_SECONDS: Final = 0.05
+"""After which an Esc is no longer taken as the start of another key's sequence."""
+_TYPED_AHEAD: Final = 4096
 _PASTES_MARKED: Final = "\x1b[?2004h"
 _PASTES_PLAIN: Final = "\x1b[?2004l"
 
@@ -43,7 +47,10 @@ class Keyboard:
         self._keys: list[tuple[str, bool]] = []
         self._line: asyncio.Future[str] | None = None
         self._cursor_row = 0
+        self._hint = ""
         self._saved: list[Any] = []
+        self.on_edit: Callable[[str], None] | None = None
+        """Told of the line whenever it has changed."""
 
     def __enter__(self) -> Self:
         self._saved = termios.tcgetattr(self._descriptor)
@@ -95,6 +102,44 @@ class Keyboard:
         self._cursor_row = 0
         self._redraw()
 
+    def hint(self, text: str) -> None:
+        """Show a word before the prompt, if the terminal is wide enough; "" for none."""
+        if text != self._hint:
+            self._hint = text
+            self._redraw()
+
+    @contextmanager
+    def escape_calls(self, on_escape: Callable[[], None]) -> Iterator[None]:
+        """While no line is asked for, call `on_escape` when Esc is pressed; other keys wait for the next line."""
+        loop = asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
+
+        def read() -> None:
+            while timers:
+                timers.pop().cancel()
+            data = self._read()
+            if data is None or len(self._keys) > _TYPED_AHEAD:  # the end is told to whoever asks for the next line
+                loop.remove_reader(self._descriptor)
+            keys = list(self._parser.feed(data or ""))
+            self._keys += [key for key in keys if key != (ESCAPE, True)]
+            if (ESCAPE, True) in keys:
+                on_escape()
+            elif self._parser.may_be_escape:
+                timers.append(loop.call_later(_ESCAPE_SECONDS, escaped))
+
+        def escaped() -> None:
+            self._parser.drop_escape()
+            on_escape()
+
+        loop.add_reader(self._descriptor, read)
+        try:
+            yield
+        finally:
+            loop.remove_reader(self._descriptor)
+            for timer in timers:
+                timer.cancel()
+            self._parser.drop_escape()
+
     def _single_keys(self) -> None:
         tty.setcbreak(self._descriptor, termios.TCSADRAIN)
         attributes = termios.tcgetattr(self._descriptor)
@@ -109,15 +154,20 @@ class Keyboard:
         self._redraw()
 
     def _readable(self) -> None:
+        data = self._read()
+        if data is None:
+            self.interrupt()
+            return
+        self._keys += self._parser.feed(data)
+        self._work_off()
+
+    def _read(self) -> str | None:
+        """Return what was typed; None at the end, which the next read finds again."""
         try:
             data = os.read(self._descriptor, 65536)
         except OSError:
-            data = b""
-        if not data:
-            self.interrupt()
-            return
-        self._keys += self._parser.feed(self._decoder.decode(data))
-        self._work_off()
+            return None
+        return self._decoder.decode(data) if data else None
 
     def _work_off(self) -> None:
         """Apply the keys that have come, up to the end of a line: the rest belongs to the next one."""
@@ -138,6 +188,8 @@ class Keyboard:
             line.set_result(self._editor.take())
         else:
             self._redraw()
+        if self.on_edit is not None:
+            self.on_edit(self._editor.text)
 
     def _leave_line(self) -> None:
         self._editor.press("end")
@@ -148,8 +200,9 @@ class Keyboard:
         if self._line is None or self._line.done():
             return
         columns = os.get_terminal_size(self._descriptor).columns or _USUAL_COLUMNS  # 0: it does not know
-        shown = self._prompt + self._editor.text.replace("\n", _NEWLINE_SHOWN)
-        cursor = len(self._prompt) + self._editor.cursor
+        prompt = f"({self._hint}) {self._prompt}" if self._hint and len(self._hint) < columns // 2 else self._prompt
+        shown = prompt + self._editor.text.replace("\n", _NEWLINE_SHOWN)
+        cursor = len(prompt) + self._editor.cursor
         text, (row, column), last_row = _layout(shown, cursor, columns)
         up = f"\x1b[{last_row - row}A" if last_row > row else ""
         right = f"\x1b[{column}C" if column else ""

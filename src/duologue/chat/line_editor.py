@@ -9,6 +9,9 @@ from typing import Final
 
 _HISTORY_KEPT: Final = 200
 
+ESCAPE: Final = "escape"
+"""The name of Esc, pressed twice or followed by nothing."""
+
 
 class Outcome(enum.Enum):
     """What a key brought about."""
@@ -102,6 +105,7 @@ _SEQUENCES: Final = {
     "\r": "enter",
     "\n": "newline",
     "\x1b\r": "newline",
+    "\x1b\x1b": ESCAPE,
     "\x7f": "backspace",
     "\x08": "backspace",
     "\x01": "home",
@@ -163,6 +167,16 @@ class KeyParser:
                 return
             self._pending = self._pending[token.end() :]
             yield from _meaning(token.group())
+
+    @property
+    def may_be_escape(self) -> bool:
+        """Whether what came last is Esc itself, unless the rest of another key's sequence follows at once."""
+        return self._pending == "\x1b"
+
+    def drop_escape(self) -> None:
+        """Take it that nothing follows: what comes next is a key of its own."""
+        if self.may_be_escape:
+            self._pending = ""
 
     def _is_open_paste(self) -> bool:
         return self._pending.startswith(_PASTE_START) and _PASTE_END not in self._pending

@@ -19,17 +19,25 @@ from duologue.client.event_feed import ConnectionEnded
 from duologue.client.events import Closed, Dropped, Event, Open, Received, Reconnecting
 from duologue.client.http_api import HttpApi, RequestRefused
 from duologue.client.tokens import ServerUnreachable, TokenRefused
+from duologue.client.typing_state import LAPSE_SECONDS
 from duologue.domain.errors import DuologueError
 
 _HISTORY_ROWS: Final = 20
 _HISTORY_SHOWN: Final = 4
 _FOREVER_SECONDS: Final = 24 * 3600.0
+_STOPPED: Final = "(stopped)"
+_TYPING_ELSEWHERE: Final = "typing elsewhere"
+_TOO_MANY: Final = "Too many messages wait for the server. Please wait until it answers."
 _HELP: Final = """\
 /new                another conversation with the same character
 /characters         who there is to talk to
 /character SLUG     talk to somebody else
+/stop               end the reply that is being written, on whatever device it was asked for
+/regenerate         another answer to the last message
 /quit               leave (also Ctrl-D or Ctrl-C)
-Ctrl-J starts a new line within a message; Ctrl-C during a reply returns to the prompt."""
+Esc or Ctrl-C stops a reply; Ctrl-J starts a new line within a message."""
+_STOP_SECONDS: Final = 5.0
+"""How long to wait for the end of a reply that was stopped. Then the prompt comes without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,26 @@ class Leave:
     """The person wants to go."""
 
     exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A reply that is waited for: asked for by the frame of this `id`, and of a higher attempt than `replaces`.
+
+    `message_id` is that of the message if the frame is none itself.
+    """
+
+    frame_id: str
+    message_id: str | None = None
+    replaces: int = 0
+
+    def is_in(self, exchange: Exchange) -> bool:
+        """Tell whether it is the reply of this exchange."""
+        return exchange.message_id == self.message_id or exchange.client_id == self.frame_id
+
+    def has_ended(self, exchange: Exchange) -> bool:
+        """Tell whether it has its outcome."""
+        return exchange.ended and exchange.attempt > self.replaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +87,9 @@ class ChatSession:
         self._connection: ClientConnection
         self._character: Frame = {"name": "Assistant", "slug": None}
         self._conversation_id = ""
-        self._features: list[str] = []
-        self._awaited: str | None = None
-        self._known: set[str] = set()
+        self._awaited: _Awaited | None = None
+        self._known: dict[str, int] = {}
+        self._typing_lapse: asyncio.TimerHandle | None = None
         self._is_ready = False
         self._is_lost = False
         self._interrupted = asyncio.Event()
@@ -76,6 +104,16 @@ class ChatSession:
         self._connection = connection
         if not await self._unless_interrupted(self._begin()):
             return Leave()
+        self._keyboard.on_edit = self._tell_typing
+        try:
+            return await self._converse(connection)
+        finally:
+            self._keyboard.on_edit = None
+            self._keyboard.hint("")
+            if self._typing_lapse is not None:
+                self._typing_lapse.cancel()
+
+    async def _converse(self, connection: ClientConnection) -> Leave | Switch:
         while True:
             try:
                 line = (await self._keyboard.read_line()).strip()
@@ -90,7 +128,7 @@ class ChatSession:
         await self._greet()
 
     def interrupt(self) -> None:
-        """Ctrl-C: during a reply back to the prompt, at the prompt the end."""
+        """Ctrl-C: during a reply its end, at the prompt the end of all."""
         self._interrupted.set()
         self._keyboard.interrupt()
 
@@ -114,8 +152,6 @@ class ChatSession:
 
     def _attached(self, frame: Frame) -> None:
         self._conversation_id = str(frame.get("conversation_id", ""))
-        features = frame.get("features")
-        self._features = features if isinstance(features, list) else []
         if self._is_lost:
             self._is_lost = False
             self._remark("(connected again)")
@@ -147,13 +183,12 @@ class ChatSession:
             self._character = next(found, self._character)
 
     async def _show_history(self) -> None:
-        view = self._connection.view
         try:
-            view.merge(await self._api.messages(self._conversation_id, limit=_HISTORY_ROWS))
+            self._connection.view.merge(await self._api.messages(self._conversation_id, limit=_HISTORY_ROWS))
         except (RequestRefused, ServerUnreachable, TokenRefused) as error:
             self._screen.notice(f"(the history cannot be read: {error})", bad=True)
-        said = [one for one in view.in_conversation(self._conversation_id) if one.content is not None]
-        self._known = {one.message_id for one in said if one.ended}
+        said = self._said()
+        self._known = {one.message_id: one.attempt for one in said if one.ended}
         earlier = [one for one in said if one.ended][-_HISTORY_SHOWN:]
         self._keyboard.write_above("".join(self._whole(one) for one in earlier))
         greeting = self._character.get("greeting")
@@ -164,55 +199,97 @@ class ChatSession:
         text = self._screen.exchange(exchange)
         if exchange.phase is Phase.FAILED:
             text += self._screen.render(self._screen.remark(failure_in_words(exchange), bad=True))
+        elif exchange.finish_reason == "stopped":
+            text += self._screen.render(self._screen.remark(_STOPPED))
         return text
 
     def _received(self, frame: Frame, exchange: Exchange | None) -> None:
+        if frame.get("type") in {"typing", "echo"}:
+            self._show_typing()
         if exchange is not None and exchange.conversation_id == self._conversation_id:
-            if self._is_awaited(exchange):
-                self._follow(exchange)
-            elif exchange.ended and exchange.message_id not in self._known and exchange.content is not None:
-                self._known.add(exchange.message_id)
+            if self._awaited is not None and self._awaited.is_in(exchange):
+                self._follow(exchange, self._awaited)
+            elif exchange.ended and exchange.content is not None and self._is_news(exchange):
+                self._known[exchange.message_id] = exchange.attempt
                 self._keyboard.write_above(self._whole(exchange))
         elif frame.get("type") == "error" and exchange is None:
             self._show_error(frame)
 
+    def _is_news(self, exchange: Exchange) -> bool:
+        """Tell whether an outcome was not shown: that of a message of another device, or another answer."""
+        return exchange.attempt > self._known.get(exchange.message_id, 0)
+
+    def _show_typing(self) -> None:
+        """Tell at the prompt that somebody types on another device; it lapses by itself."""
+        active = self._connection.is_typing_elsewhere(self._conversation_id)
+        self._keyboard.hint(_TYPING_ELSEWHERE if active else "")
+        if self._typing_lapse is not None:
+            self._typing_lapse.cancel()
+            self._typing_lapse = None
+        if active:
+            self._typing_lapse = asyncio.get_running_loop().call_later(LAPSE_SECONDS, self._show_typing)
+
+    def _tell_typing(self, line: str) -> None:
+        is_message = bool(line.strip()) and not line.startswith("/")
+        self._connection.typing(active=is_message, conversation_id=self._conversation_id)
+
     def _show_error(self, frame: Frame) -> None:
         words = error_in_words(frame)
-        if frame.get("temporary") and frame.get("id") == self._awaited:
+        if frame.get("temporary") and self._awaited is not None and frame.get("id") == self._awaited.frame_id:
             words += f" Trying again in {frame.get('retry_after', 10):.0f} s."
         self._remark(words, bad=True)
 
-    def _is_awaited(self, exchange: Exchange) -> bool:
-        return self._awaited is not None and exchange.client_id == self._awaited
-
-    def _follow(self, exchange: Exchange) -> None:
-        if exchange.phase is Phase.WAITING:
+    def _follow(self, exchange: Exchange, awaited: _Awaited) -> None:
+        if exchange.phase is Phase.WAITING or exchange.attempt <= awaited.replaces:
             place = f" number {exchange.queue_position} in line" if exchange.queue_position else ""
             self._screen.status(f"…{place}")
-        else:
+        elif exchange.phase is not Phase.FAILED:  # what a failed one shows is the answer before it
             self._screen.show_reply(exchange.text)
 
     async def _say(self, content: str) -> Leave | None:
         if not content:
             return None
         try:
-            self._awaited = self._connection.send(content)
+            awaited = _Awaited(self._connection.send(content))
         except OverflowError:
-            self._remark("Too many messages wait for the server. Please wait until it answers.", bad=True)
+            self._remark(_TOO_MANY, bad=True)
             return None
-        self._screen.begin_reply()
-        self._screen.status("…")
-        await self._wait_for_reply(self._awaited)
+        await self._wait_for_reply(awaited)
         return None
 
-    async def _wait_for_reply(self, client_id: str) -> None:
-        def settled() -> bool:
-            exchange = self._connection.view.by_client_id(client_id)
-            return client_id in self._connection.refusals or (exchange is not None and exchange.ended)
+    async def _wait_for_reply(self, awaited: _Awaited) -> None:
+        """Show a reply to its end, or until somebody stops it: the first time the reply, the second time the wait."""
+        self._awaited = awaited
+        self._screen.begin_reply()
+        self._screen.status("…")
+        with self._keyboard.escape_calls(self._interrupted.set), contextlib.suppress(ConnectionEnded):
+            if not await self._until_settled(awaited, _FOREVER_SECONDS) and self._stop(self._exchange_of(awaited)):
+                await self._until_settled(awaited, _STOP_SECONDS)
+        self._leave_reply(awaited)
 
-        with contextlib.suppress(ConnectionEnded):
-            await self._unless_interrupted(self._connection.until(settled, timeout_seconds=_FOREVER_SECONDS))
-        self._leave_reply(client_id)
+    async def _until_settled(self, awaited: _Awaited, seconds: float) -> bool:
+        def settled() -> bool:
+            exchange = self._exchange_of(awaited)
+            ended = exchange is not None and awaited.has_ended(exchange)
+            return ended or awaited.frame_id in self._connection.refusals
+
+        return await self._unless_interrupted(self._connection.until(settled, timeout_seconds=seconds))
+
+    def _exchange_of(self, awaited: _Awaited) -> Exchange | None:
+        view = self._connection.view
+        if awaited.message_id is not None:
+            return view.exchanges.get(awaited.message_id)
+        return view.by_client_id(awaited.frame_id)
+
+    def _stop(self, exchange: Exchange | None) -> bool:
+        """Ask for the end of a reply; return whether that was possible."""
+        if exchange is None or "stop" not in self._connection.features:
+            return False
+        try:
+            self._connection.stop(exchange.message_id)
+        except OverflowError:
+            return False
+        return True
 
     async def _unless_interrupted(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do `work` unless Ctrl-C is pressed meanwhile. Returns whether it was done; raises what it raises."""
@@ -230,24 +307,18 @@ class ChatSession:
             raise outcome
         return is_done
 
-    def _leave_reply(self, client_id: str) -> None:
-        exchange = self._connection.view.by_client_id(client_id)
-        if exchange is not None and exchange.ended:
-            self._known.add(exchange.message_id)
+    def _leave_reply(self, awaited: _Awaited) -> None:
+        exchange = self._exchange_of(awaited)
+        if exchange is not None and awaited.has_ended(exchange):
+            self._known[exchange.message_id] = exchange.attempt
             if exchange.phase is Phase.FAILED:
                 self._screen.notice(failure_in_words(exchange), bad=True)
-        elif client_id not in self._connection.refusals:
-            self._leave_unfinished(exchange)
+            elif exchange.finish_reason == "stopped":
+                self._screen.notice(_STOPPED)
+        elif awaited.frame_id not in self._connection.refusals:
+            self._screen.notice("(the reply will be shown when it is complete)")
         self._screen.end_reply()
         self._awaited = None
-
-    def _leave_unfinished(self, exchange: Exchange | None) -> None:
-        if exchange is not None and "stop" in self._features:
-            self._connection.stop(exchange.message_id)
-            self._known.add(exchange.message_id)
-            self._screen.notice("(stopped)")
-        else:
-            self._screen.notice("(the reply will be shown when it is complete)")
 
     async def _obey(self, line: str) -> Leave | Switch | None:
         command, _, argument = line.partition(" ")
@@ -258,6 +329,10 @@ class ChatSession:
                 return Switch(self._character.get("slug"), "new")
             case "/character", slug if slug:
                 return await self._switch_to(slug)
+            case "/stop", _:
+                self._stop_unfinished()
+            case "/regenerate", _:
+                await self._regenerate()
             case "/characters" | "/character", _:
                 await self._list_characters()
             case "/help", _:
@@ -265,6 +340,37 @@ class ChatSession:
             case _:
                 self._screen.notice(f"There is no command {command}; /help lists them.", bad=True)
         return None
+
+    def _said(self) -> list[Exchange]:
+        """Return what was said in this conversation, the oldest first, as far as it is known here."""
+        view = self._connection.view
+        return [one for one in view.in_conversation(self._conversation_id) if one.content is not None]
+
+    def _stop_unfinished(self) -> None:
+        unfinished = [one for one in self._said() if not one.ended]
+        if not unfinished:
+            self._screen.notice("No reply is being written.")
+        elif not all(map(self._stop, unfinished)):
+            self._screen.notice("Replies cannot be stopped here.", bad=True)
+
+    async def _regenerate(self) -> None:
+        last = next(reversed(self._said()), None)
+        if last is None:
+            self._screen.notice("Nothing was said yet.")
+        elif "regenerate" not in self._connection.features:
+            self._screen.notice("This server writes no other answers.", bad=True)
+        elif not last.ended:
+            self._screen.notice("The reply is still being written; /stop ends it.")
+        else:
+            await self._answer_again(last)
+
+    async def _answer_again(self, exchange: Exchange) -> None:
+        try:
+            frame_id = self._connection.regenerate(exchange.message_id, attempt=exchange.attempt)
+        except OverflowError:
+            self._remark(_TOO_MANY, bad=True)
+            return
+        await self._wait_for_reply(_Awaited(frame_id, exchange.message_id, exchange.attempt))
 
     async def _switch_to(self, slug: str) -> Switch | None:
         try:

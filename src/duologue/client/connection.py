@@ -26,6 +26,7 @@ from duologue.client.http_api import HttpApi, RequestRefused
 from duologue.client.outbox import Outbox
 from duologue.client.reconnect import ABNORMAL_CLOSE, NORMAL_CLOSE, Reaction, ReconnectPolicy, in_words
 from duologue.client.tokens import ServerUnreachable, TokenRefused, TokenSource
+from duologue.client.typing_state import TypingElsewhere, TypingTeller
 from duologue.domain.errors import DuologueError
 from duologue.protocol.codes import CloseCode
 
@@ -98,12 +99,15 @@ class ClientConnection:
         self.state: State = Connecting()
         self.conversation_id = options.conversation_id
         self.limits: Frame = {}
+        self.features: frozenset[str] = frozenset()
         self.refusals: dict[str, Frame] = {}
         self.view.last_event_id = options.last_event_id
         self._tokens = tokens
         self._history = history
         self._draw = draw
         self._outbox = Outbox(capacity=options.max_unacknowledged, resend_refused=options.resend_refused)
+        self._typing = TypingTeller()
+        self._typing_elsewhere = TypingElsewhere()
         self._policy = ReconnectPolicy()
         self._leaving = False
         self._complaint: str | None = None
@@ -166,12 +170,38 @@ class ClientConnection:
 
     def stop(self, message_id: str) -> str:
         """Ask to end the reply to `message_id`. Returns the frame's `id`; see `send`."""
-        return self.send_frame({"type": "stop", "message_id": message_id})
+        return self.send_frame({"type": "stop", "message_id": message_id, **self._conversation_of(message_id)})
 
     def regenerate(self, message_id: str, *, attempt: int | None = None) -> str:
-        """Ask for another answer to `message_id`, instead of the one of `attempt`. Returns the `id`; see `send`."""
+        """Ask for another answer to `message_id`.
+
+        Args:
+            message_id: the last message of its conversation.
+            attempt: that of the answer which it replaces; the one that the view shows, if it has ended, if it is None.
+
+        Returns:
+            The frame's `id`; see `send`.
+        """
+        exchange = self.view.exchanges.get(message_id)
+        if attempt is None and exchange is not None and exchange.ended:
+            attempt = exchange.attempt
         chosen = {} if attempt is None else {"attempt": attempt}
-        return self.send_frame({"type": "regenerate", "message_id": message_id, **chosen})
+        frame = {"type": "regenerate", "message_id": message_id, **chosen, **self._conversation_of(message_id)}
+        return self.send_frame(frame)
+
+    def typing(self, *, active: bool, conversation_id: str | None = None) -> None:
+        """Tell the user's other devices that somebody types here, or has ended; to be called at every key.
+
+        Best effort, and not more often than needed. Without `conversation_id` it is in the connection's.
+        """
+        conversation = conversation_id or self.conversation_id
+        if conversation is not None and isinstance(self.state, Open) and "typing" in self.features:
+            self._typing.tell(conversation, active=active, now=self._now())
+            self._attention.set()
+
+    def is_typing_elsewhere(self, conversation_id: str) -> bool:
+        """Tell whether somebody types in a conversation on another device of this user."""
+        return self._typing_elsewhere.is_active(conversation_id, now=self._now())
 
     def send_frame(self, frame: Frame, *, client_id: str | None = None) -> str:
         """Send a frame that the server acknowledges. Returns the frame's `id`; see `send`."""
@@ -214,6 +244,13 @@ class ClientConnection:
         A reader that does not keep up slows the connection down, until the server takes it as a slow one.
         """
         return self._feed.events()
+
+    def _conversation_of(self, message_id: str) -> dict[str, str]:
+        """Return the field that names a message's conversation, if the view knows it: it saves the server a look."""
+        exchange = self.view.exchanges.get(message_id)
+        if exchange is None or exchange.conversation_id is None:
+            return {}
+        return {"conversation_id": exchange.conversation_id}
 
     async def _run(self) -> None:
         try:
@@ -289,6 +326,7 @@ class ClientConnection:
                 if tending is None and frame.get("type") == "connection":
                     opened = self._now()
                     self._outbox.reconnected(opened)
+                    self._typing.forget()
                     tending = asyncio.create_task(self._tend(socket), name="client resends")
                 await self._take(frame)
         except ConnectionClosed:
@@ -302,6 +340,7 @@ class ClientConnection:
 
     async def _take(self, frame: Frame) -> None:
         exchange = self.view.feed(frame)
+        self._typing_elsewhere.feed(frame, now=self._now())
         if self._outbox.answered(frame, now=self._now()) and frame["type"] == "error":
             self._note_refusal(str(frame["id"]), frame)
         if frame.get("type") == "connection":
@@ -318,6 +357,8 @@ class ClientConnection:
         # `new` must not make another conversation at the next reconnect.
         self.conversation_id = frame.get("conversation_id") or self.conversation_id
         self.limits = frame.get("limits") or {}
+        features = frame.get("features")
+        self.features = frozenset(map(str, features)) if isinstance(features, list) else frozenset()
         # Not only at a reconnect: a server whose Redis has lost the stream says so on a socket that stays open.
         if self._cursor is None or not frame.get("recovered", True):
             self._history_wanted.set()
@@ -334,6 +375,8 @@ class ClientConnection:
             self._attention.clear()
             for wire in self._outbox.take_due(self._now()):
                 await socket.send(wire)
+            for frame in self._typing.take_due():
+                await socket.send(_encoder.encode(frame).decode())
             await self._resume_if_wanted(socket)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds_to_next_work()):

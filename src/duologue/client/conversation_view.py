@@ -66,6 +66,7 @@ class Exchange:
         if attempt > self.attempt:
             self.attempt, self.seq, self.text = attempt, 0, ""
             self.phase, self.finish_reason, self.error = Phase.WRITING, None, None
+            self.queue_position = None
 
     def write(self, text: str, seq: int) -> None:
         """Show `text` as the reply up to and with piece `seq`."""
@@ -153,7 +154,7 @@ class ConversationView:
 
     def _on_queued(self, frame: Frame) -> Exchange:
         exchange = self._exchange(frame["message_id"], frame)
-        if exchange.phase is Phase.WAITING:
+        if exchange.phase is not Phase.WRITING:  # it may be another answer that waits
             exchange.queue_position = _number(frame, "position", 0)
         return exchange
 
