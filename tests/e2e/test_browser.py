@@ -118,6 +118,68 @@ async def test_reply_appears_on_every_tab(system: System, model_server: ModelSer
     await expect(other.said).to_have_text(["first", "second"])
 
 
+async def test_buttons_stop_the_reply_and_ask_for_another_also_on_another_tab(
+    system: System, model_server: ModelServer, context: BrowserContext
+) -> None:
+    await model_server.configure(tokens=400, tps=20)
+    page = await open_page(context, system.url)
+    await expect(page.stop).to_be_hidden()
+    await page.say("a long story")
+    await page.until_writing(characters=10)
+    other = await open_page(context, page.page.url)
+    await other.until_writing(characters=10)
+    await other.stop.click()
+    stopped = await page.until_complete()
+    assert stopped == await other.until_complete()
+    await expect(page.replies.locator(".note")).to_contain_text("Stopped.")
+    await expect(page.stop).to_be_hidden()
+    await model_server.until(lambda stats: stats["abandoned"] == 1)
+    await model_server.configure(tokens=30, tps=30, echo=True)
+    await page.regenerate.click()
+    await other.until_writing()
+    await expect(page.regenerate).to_be_hidden()
+    text = await page.until_complete()
+    assert text.startswith("a long story")
+    assert text == await other.until_complete()
+    await expect(page.regenerate).to_be_enabled()
+    await page.page.reload()
+    assert await page.until_complete() == text
+    await page.say("next")
+    await page.until_complete(index=1)
+    await expect(page.regenerate).to_have_count(1)  # of the last only
+    assert page.errors == other.errors == []
+
+
+async def test_reply_that_waits_is_stopped_by_the_button(
+    embedded: EmbeddedSystem, model_server: ModelServer, context: BrowserContext
+) -> None:
+    await model_server.configure(ttft_ms=60_000)
+    page = await open_page(context, embedded.url)
+    await page.say("Hello")
+    await page.stop.click()
+    assert await page.until_complete() == ""
+    await expect(page.replies.locator(".note")).to_contain_text("Stopped.")
+
+
+async def test_typing_is_shown_on_the_other_tab_until_it_ends(system: System, context: BrowserContext) -> None:
+    page = await open_page(context, system.url)
+    await page.say("first")
+    await page.until_complete()
+    other = await open_page(context, page.page.url)
+    await other.until_complete()
+    await other.input.press_sequentially("sec")
+    await expect(page.typing_elsewhere).to_be_visible()
+    await expect(other.typing_elsewhere).to_be_hidden()
+    await other.input.fill("")
+    await expect(page.typing_elsewhere).to_be_hidden()
+    await other.input.fill("second")
+    await expect(page.typing_elsewhere).to_be_visible()
+    await other.input.press("Enter")
+    await page.until_complete(index=1)
+    await expect(page.typing_elsewhere).to_be_hidden()
+    assert page.errors == other.errors == []
+
+
 async def test_page_reads_the_history_when_the_stream_was_lost_under_an_open_socket(
     embedded: EmbeddedSystem, context: BrowserContext
 ) -> None:
@@ -206,7 +268,9 @@ _PLAY = """(runs) => runs.map(({ frames, rows }) => {
     const view = new ConversationView();
     for (const frame of frames) view.feed(frame);
     view.merge(rows);
-    const shown = [...view.exchanges.values()].map((one) => [one.messageId, one.text, one.phase, one.attempt, one.seq]);
+    const shown = [...view.exchanges.values()].map((one) => [
+        one.messageId, one.text, one.phase, one.attempt, one.seq, one.finishReason, one.queue?.position ?? null,
+    ]);
     return { shown, last: view.lastEventId, wantsResume: view.wantsResume };
 })"""
 
@@ -243,6 +307,7 @@ def _any_frame(draw: random.Random, number: int) -> dict[str, Any]:
         frame |= {"from_seq": draw.randint(1, seq)} if draw.random() < 0.3 else {}
     if kind == "response":
         frame |= {"content": f"whole {number}", "event_id": f"e-{number}"}
+        frame |= {"finish_reason": draw.choice(["stop", "stopped"])}
     if kind == "error":
         frame |= {"code": draw.choice(["generation_failed", "internal_error"])}
     return frame
@@ -253,5 +318,8 @@ def _played(run: dict[str, Any]) -> dict[str, Any]:
     for frame in run["frames"]:
         view.feed(frame)
     view.merge(run["rows"])
-    shown = [[one.message_id, one.text, one.phase.value, one.attempt, one.seq] for one in view.exchanges.values()]
+    shown = [
+        [one.message_id, one.text, one.phase.value, one.attempt, one.seq, one.finish_reason, one.queue_position]
+        for one in view.exchanges.values()
+    ]
     return {"shown": shown, "last": view.last_event_id, "wantsResume": view.wants_resume}

@@ -236,11 +236,30 @@ async def test_ctrl_c_during_a_reply_returns_to_the_prompt_and_at_the_prompt_end
         chat.press("a long story\r")
         await chat.until(lambda text: text.count("a long story") >= 3)
         chat.process.send_signal(signal.SIGINT)
-        await model_server.configure(tps=0)
-        await chat.until(lambda text: "(the reply will be shown" in text or "(stopped)" in text)
+        await chat.until(lambda text: "(stopped)" in text)
         chat.process.send_signal(signal.SIGINT)
         assert await chat.ended() == 0
         assert "Traceback" not in chat.text
+
+
+async def test_esc_stops_a_reply_and_regenerate_writes_another(
+    system: System, model_server: ModelServer, home: dict[str, str]
+) -> None:
+    await model_server.configure(tokens=400, tps=20)
+    async with terminal(system.url, home) as chat:
+        await chat.until_prompt()
+        chat.press("a long story\r")
+        await model_server.until(lambda stats: stats["pieces"] > 5)
+        chat.press("\x1b")
+        await chat.until(lambda text: "(stopped)" in text)
+        await chat.until_prompt(2)
+        await model_server.until(lambda stats: stats["abandoned"] == 1)
+        await model_server.configure(tokens=8, tps=0, echo=True)
+        chat.press("/regenerate\r")
+        await chat.until(lambda text: "a long story" in text.partition("/regenerate")[2])
+        await chat.until_prompt(3)
+        chat.press("\x04")
+        assert await chat.ended() == 0
 
 
 async def test_terminal_reconnects_by_itself_and_says_so(

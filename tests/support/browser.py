@@ -79,6 +79,21 @@ class ChatPage:
         """The texts of the replies."""
         return self.page.locator("[data-testid=message-ai] .text")
 
+    @property
+    def stop(self) -> Locator:
+        """The button that stops the reply."""
+        return self.page.get_by_test_id("stop")
+
+    @property
+    def regenerate(self) -> Locator:
+        """The button that asks for another answer, beside the last reply."""
+        return self.page.get_by_test_id("regenerate")
+
+    @property
+    def typing_elsewhere(self) -> Locator:
+        """What tells that somebody types on another device."""
+        return self.page.get_by_test_id("typing-elsewhere")
+
     async def until_state(self, state: str) -> None:
         """Wait until the connection is in a state."""
         await expect(self.state).to_have_attribute("data-state", state, timeout=_PATIENCE_MS)

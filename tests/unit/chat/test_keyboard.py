@@ -80,6 +80,46 @@ async def test_text_above_the_prompt_leaves_the_line_as_it_was(desk: Desk) -> No
     assert desk.written == ["plain\n"]
 
 
+@pytest.mark.parametrize("keys", ["\x1b", "\x1b\x1b", "ab\x1b"])
+async def test_escape_is_told_while_no_line_is_asked_for(desk: Desk, keys: str) -> None:
+    pressed = asyncio.Event()
+    with desk.keyboard.escape_calls(pressed.set):
+        desk.press(keys)
+        await asyncio.wait_for(pressed.wait(), 5)
+    desk.press("c\r")
+    assert await asyncio.wait_for(desk.keyboard.read_line(), 5) == keys.replace("\x1b", "") + "c"
+
+
+async def test_keys_typed_while_escape_is_listened_for_come_with_the_next_line(desk: Desk) -> None:
+    pressed = asyncio.Event()
+    with desk.keyboard.escape_calls(pressed.set):
+        desk.press("ad\x1b[Dbc\x1b")  # an arrow is no Esc
+        await asyncio.wait_for(pressed.wait(), 5)
+    desk.press("\r")
+    assert await asyncio.wait_for(desk.keyboard.read_line(), 5) == "abcd"
+
+
+async def test_edits_are_told_with_the_line(desk: Desk) -> None:
+    lines: list[str] = []
+    desk.keyboard.on_edit = lines.append
+    desk.press("ab\x7f\r")
+    await asyncio.wait_for(desk.keyboard.read_line(), 5)
+    assert lines[-3:] == ["ab", "a", ""]
+
+
+async def test_hint_stands_before_the_prompt_if_it_fits(desk: Desk) -> None:
+    reading = asyncio.create_task(desk.keyboard.read_line())
+    await asyncio.sleep(0)
+    desk.keyboard.hint("news")
+    assert "(news) › " in desk.written[-1]  # noqa: RUF001
+    desk.keyboard.hint("x" * 20)
+    assert "x" not in desk.written[-1]
+    desk.keyboard.hint("")
+    assert "(" not in desk.written[-1]
+    desk.press("a\r")
+    assert await asyncio.wait_for(reading, 5) == "a"
+
+
 @given(text=st.text(st.sampled_from("ab 日é"), max_size=60), columns=st.integers(4, 20), where=st.floats(0, 1))
 def test_layout_keeps_within_the_columns_and_finds_the_cursor(text: str, columns: int, where: float) -> None:
     cursor = round(where * len(text))

@@ -222,6 +222,64 @@ async def test_new_conversation_is_not_made_again_at_a_reconnect(server: Scripte
     assert [request["conversation_id"] for request in server.requests] == [["new"], ["c5"]]
 
 
+async def test_stop_and_regenerate_name_what_the_view_shows(server: ScriptedServer) -> None:
+    async with connected(server) as client:
+        client.send("hello")
+        socket = await server.attach()
+        said = await server.next_frame()
+        await send(socket, ack(said), echo(said))
+        await client.until(lambda: "m1" in client.view.exchanges)
+        stop_id = client.stop("m1")
+        stop = await server.next_frame()
+        await send(socket, ack(stop), response("Hi") | {"attempt": 2, "finish_reason": "stopped"})
+        await client.until(lambda: client.view.exchanges["m1"].ended)
+        regenerate_id = client.regenerate("m1")
+        regenerate = await server.next_frame()
+        await send(socket, {"type": "error", "code": "not_last", "message": "no", "id": regenerate_id})
+        await client.until(lambda: regenerate_id in client.refusals)
+    named = {"message_id": "m1", "conversation_id": "c1"}
+    assert stop == {"type": "stop", "id": stop_id, **named}
+    assert regenerate == {"type": "regenerate", "id": regenerate_id, "attempt": 2, **named}
+    assert client.unacknowledged == 0
+    assert client.view.exchanges["m1"].finish_reason == "stopped"
+    assert client.view.exchanges["m1"].ended
+
+
+async def test_stop_of_what_the_view_does_not_know_names_the_message_only(server: ScriptedServer) -> None:
+    async with connected(server) as client:
+        await server.attach()
+        client.stop("m9")
+        client.regenerate("m9", attempt=3)
+        assert set(await server.next_frame()) == {"type", "id", "message_id"}
+        assert (await server.next_frame())["attempt"] == 3
+
+
+async def test_typing_is_sent_where_it_is_offered_and_heard_of_others(server: ScriptedServer) -> None:
+    async with connected(server) as client:
+        client.typing(active=True)  # there is nobody to tell
+        socket = await server.attach(features=["typing"])
+        await client.until(is_open(client))
+        client.typing(active=True)
+        client.typing(active=True)
+        typing = await server.next_frame()
+        client.typing(active=False, conversation_id="c1")
+        assert [typing, await server.next_frame()] == [
+            {"type": "typing", "conversation_id": "c1", "active": active} for active in (True, False)
+        ]
+        assert not client.is_typing_elsewhere("c1")
+        await send(socket, {"type": "typing", "role": "user", "conversation_id": "c1", "active": True})
+        await client.until(lambda: client.is_typing_elsewhere("c1"))
+
+
+async def test_typing_is_not_sent_to_a_server_that_does_not_offer_it(server: ScriptedServer) -> None:
+    async with connected(server) as client:
+        await server.attach(features=["stop"])
+        await client.until(is_open(client))
+        client.typing(active=True)
+        client.send("hello")
+        assert (await server.next_frame())["type"] == "message"
+
+
 async def test_gap_asks_for_a_resume_behind_the_last_event(server: ScriptedServer) -> None:
     async with connected(server) as client:
         socket = await server.attach()

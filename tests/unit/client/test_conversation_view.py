@@ -115,6 +115,33 @@ def test_regeneration_replaces_the_answer() -> None:
     assert view.exchanges["m1"].text == "second"
 
 
+def test_regeneration_that_is_stopped_shows_what_was_written_of_it() -> None:
+    view = view_of(response("first"), reset(2), delta("sec", 1, attempt=2))
+    view.feed(response("sec", attempt=2) | {"finish_reason": "stopped"})
+    exchange = view.exchanges["m1"]
+    assert (exchange.text, exchange.phase, exchange.finish_reason) == ("sec", Phase.COMPLETE, "stopped")
+
+
+def test_reply_stopped_before_it_began_is_empty_and_ended() -> None:
+    view = view_of({"type": "queued", "message_id": "m1", "position": 3}, response("") | {"finish_reason": "stopped"})
+    exchange = view.exchanges["m1"]
+    assert (exchange.text, exchange.ended, exchange.queue_position) == ("", True, None)
+
+
+def test_queue_position_of_another_answer_is_shown_beside_the_one_that_is_there() -> None:
+    view = view_of(response("first"), {"type": "queued", "message_id": "m1", "position": 2})
+    exchange = view.exchanges["m1"]
+    assert (exchange.text, exchange.phase, exchange.queue_position) == ("first", Phase.COMPLETE, 2)
+    view.feed(reset(2))
+    assert (exchange.text, exchange.phase, exchange.queue_position) == ("", Phase.WRITING, None)
+
+
+def test_frames_of_the_answer_before_the_regeneration_change_nothing() -> None:
+    view = view_of(response("first"), reset(2), delta("sec", 1, attempt=2), response("first"), delta("x", 2), reset(1))
+    assert view.exchanges["m1"].text == "sec"
+    assert view.exchanges["m1"].attempt == 2
+
+
 def test_failed_regeneration_leaves_the_earlier_answer() -> None:
     view = view_of(response("first"), reset(2), delta("sec", 1, attempt=2), failure(2))
     assert view.exchanges["m1"].text == "first"
