@@ -14,6 +14,7 @@ from duologue import bootstrap
 from duologue.bootstrap import ROLES, RoleName, migrate_database, run_role
 from duologue.config import Settings
 from duologue.domain.errors import StartRefused
+from duologue.llm.choice import Provider
 from duologue.llm.port import ModelRefused, ModelTemporaryError
 from duologue.llm.scripted import ScriptedModel
 
@@ -88,13 +89,13 @@ async def test_model_that_cannot_answer_is_shown_and_holds_nothing_up(
 ) -> None:
     model = ScriptedModel([])
     model.failure = failure
-    assert await bootstrap._model_state(model) == str(failure)
+    assert await bootstrap._provider_state(Provider.of(model)) == str(failure)
 
 
 async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "open_builtin", None)
     settings = Settings(builtin_model_url="http://127.0.0.1:1")
-    async with bootstrap._open_model(settings, None) as model:
+    async with bootstrap._open_models(settings, None) as models:
         with pytest.raises(ModelTemporaryError):
-            await model.check()
+            await models.first.model.check()
     assert settings.workers == 2
