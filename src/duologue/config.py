@@ -23,6 +23,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from duologue.domain.errors import StartRefused
 
+BUILTIN_MODEL: Final = "builtin"
+"""The built-in model's name among `FALLBACK_MODELS`."""
+
 BUILTIN_WORKERS: Final = 2
 DEFAULT_WORKERS: Final = 64
 
@@ -151,7 +154,7 @@ class Settings(BaseSettings):
     )
     model_breaker_min_tries: int = _setting(10, "Tries before that share is judged.", "Model", ge=1)
     model_breaker_open_seconds: float = _setting(
-        5.0, "How long a provider is left alone at first; doubles up to a minute while it stays away.", "Model", gt=0
+        5.0, "How long a provider is left alone at first; doubles up to 20 s while it stays away.", "Model", gt=0
     )
     max_workers: int = _setting(0, "Replies at once; 0: 64, with the built-in model 2.", "Model", ge=0)
     user_max_workers: int = _setting(4, "Replies at once for one user.", "Model", ge=1)
@@ -203,6 +206,11 @@ class Settings(BaseSettings):
     def builtin_model(self) -> bool:
         """Whether the built-in model answers: no provider is configured."""
         return not self.openai_base_url and not self.openai_api_key.get_secret_value()
+
+    @property
+    def asks_builtin_model(self) -> bool:
+        """Whether the built-in model is asked, be it as one that stands in."""
+        return self.builtin_model or BUILTIN_MODEL in self.fallback_models
 
     @property
     def workers(self) -> int:

@@ -127,7 +127,7 @@ class Reply:
             state="stopped",
             completed_at=now,
             content=text,
-            model=self.request.model or self._claim.prompt.model or self._writing.model.name,
+            model=self._tries.model,
             finish_reason="stopped",
             processing_time_ms=now - self.began,
         )

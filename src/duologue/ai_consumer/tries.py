@@ -80,6 +80,18 @@ class Tries:
         self._attempt = attempt
         self._begin_again = begin_again
         self._history_tokens = asking.max_history_tokens
+        self._held_back = False
+        self._choice = ModelChoice(
+            asking.models.candidates(request.model or source.model),
+            asking.policy,
+            clock=asyncio.get_running_loop().time,
+            draw=asking.draw,
+        )
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is asked now, or was last."""
+        return self._choice.candidate.name
 
     async def run(self) -> Finished:
         """Make tries until one succeeds, and return how it ended; its text is in the live text.
@@ -88,44 +100,41 @@ class Tries:
             ModelTemporaryError: no try is left; one made later may succeed.
             ModelRefused: no try will succeed.
         """
-        choice = ModelChoice(
-            self._asking.models.candidates(self._request.model or self._source.model),
-            self._asking.policy,
-            clock=asyncio.get_running_loop().time,
-            draw=self._asking.draw,
-        )
         while True:
-            answered = await self._ask(choice)
+            answered = await self._ask()
             if isinstance(answered, Finished):
                 return answered
             if answered.action == "given_up":
-                raise choice.failure
+                raise self._choice.failure
             await asyncio.sleep(answered.seconds)
             self._attempt = await self._begin_again()
 
-    async def _ask(self, choice: ModelChoice) -> Finished | Step:
+    async def _ask(self) -> Finished | Step:
         """Make one try if its provider's breaker lets it through; return how it ended, or what follows."""
-        candidate, permit = choice.candidate, choice.admit()
+        candidate, permit = self._choice.candidate, self._choice.admit()
         if permit is None:
-            step = self._turned(choice.held_back())
-            _log.warning("model_held_back", **self._about(candidate), **_following(choice, step))
+            step = self._turned(self._choice.held_back())
+            if step.action != "retry" or not self._held_back:  # who waits asks again and again
+                _log.warning("model_held_back", **self._about(candidate), **self._following(step))
+            self._held_back = True
             return step
+        self._held_back = False
         self.count += 1
         try:
             finished = await self._try(candidate, permit)
         except (ModelTemporaryError, ModelRefused) as failure:
-            step = self._step_after(failure, choice)
-            self._report(candidate, failure, _following(choice, step))
+            step = self._step_after(failure)
+            self._report(candidate, failure, step)
             return step
         MODEL_TRIES.labels(candidate.provider.name, "ok").inc()
         return finished
 
-    def _step_after(self, failure: ModelFailure, choice: ModelChoice) -> Step:
+    def _step_after(self, failure: ModelFailure) -> Step:
         if isinstance(failure, PromptTooLong) and self._history_tokens and self._source.history:
             tokens = self._history_tokens
             self._history_tokens = tokens // 2 if tokens > _LEAST_HISTORY_TOKENS else 0
             return Step("retry")
-        return self._turned(choice.failed(failure))
+        return self._turned(self._choice.failed(failure))
 
     async def _try(self, candidate: Candidate, permit: Permit) -> Finished:
         """Make one try; whatever a model does beside its contract is a failed try as well."""
@@ -176,7 +185,7 @@ class Tries:
             MODEL_SWITCHES.labels(step.reason).inc()
         return step
 
-    def _report(self, candidate: Candidate, failure: ModelFailure, following: dict[str, object]) -> None:
+    def _report(self, candidate: Candidate, failure: ModelFailure, step: Step) -> None:
         MODEL_TRIES.labels(candidate.provider.name, failure.cause).inc()
         _log.warning(
             "model_try_failed",
@@ -184,8 +193,17 @@ class Tries:
             try_number=self.count,
             cause=failure.cause,
             error=str(failure),
-            **following,
+            **self._following(step),
         )
+
+    def _following(self, step: Step) -> dict[str, object]:
+        """Return what a line of the log tells of the next step."""
+        if step.action == "given_up":
+            return {"next": step.action}
+        following: dict[str, object] = {"next": step.action, "in_seconds": round(step.seconds, 3)}
+        if step.action == "next_model":
+            following |= {"reason": step.reason, "to_model": self._choice.candidate.name}
+        return following
 
     def _about(self, candidate: Candidate) -> dict[str, object]:
         return {
@@ -195,16 +213,6 @@ class Tries:
             "provider": candidate.provider.name,
             "model": candidate.name,
         }
-
-
-def _following(choice: ModelChoice, step: Step) -> dict[str, object]:
-    """Return what a line of the log tells of the next step."""
-    if step.action == "given_up":
-        return {"next": step.action}
-    following: dict[str, object] = {"next": step.action, "in_seconds": round(step.seconds, 3)}
-    if step.action == "next_model":
-        following |= {"reason": step.reason, "to_model": choice.candidate.name}
-    return following
 
 
 @asynccontextmanager

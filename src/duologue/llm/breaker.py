@@ -55,7 +55,7 @@ class BreakerPolicy:
     min_tries: int = 10
     window_seconds: float = 60.0
     open_seconds: float = 5.0
-    max_open_seconds: float = 60.0
+    max_open_seconds: float = 20.0
     probes: int = 3
     probe_wait_seconds: float = 0.5
 

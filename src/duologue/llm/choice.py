@@ -86,11 +86,12 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Standing:
-    """A candidate, its tries so far, and when it was turned to for the first time."""
+    """A candidate: when it was turned to for the first time, its tries so far, and when the next may be made."""
 
     candidate: Candidate
     since: float | None = None
     tries: int = 0
+    not_before: float = 0.0
 
 
 _NOT_AVAILABLE = "the language model is not available"
@@ -155,7 +156,9 @@ class ModelChoice:
         delay = self._policy.next_delay(at.tries, self._elapsed(at), failure, self._draw)
         if delay is not None:
             self._keep(failure)
-            return Step("retry", delay)
+            at.not_before = self._clock() + delay
+            is_open = at.candidate.provider.breaker.wait_seconds() > 0  # perhaps by this very failure
+            return self.held_back() if is_open else Step("retry", delay)
         reason = _reason_to_leave(failure)
         if reason is not None:
             return self._leave(failure, reason)
@@ -181,9 +184,11 @@ class ModelChoice:
         return Step(action, seconds, reason if action == "next_model" else None)
 
     def _wait_seconds(self, standing: _Standing) -> float:
-        """Return for how long to leave its provider alone; more than its breaker says, so that not all come at once."""
+        """Return for how long to leave it alone; more than its breaker says, so that not all come at once."""
         seconds = standing.candidate.provider.breaker.wait_seconds()
-        return seconds + self._draw() * self._policy.base_seconds if seconds > 0 else 0.0
+        if seconds > 0:
+            seconds += self._draw() * self._policy.base_seconds
+        return max(seconds, standing.not_before - self._clock(), 0.0)
 
     def _has_time(self, standing: _Standing, wait: float) -> bool:
         return self._elapsed(standing) + wait <= self._policy.total_seconds

@@ -23,8 +23,8 @@ MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 
 _TEMPORARY_STATUSES: Final = frozenset({408, 409, 429})
 _KEY_STATUSES: Final = frozenset({401, 402, 403})
-_SPENT: Final = re.compile(rb"insufficient_quota")
-"""OpenAI's word in a 429 that no waiting ends: the account has no money left."""
+_SPENT: Final = "insufficient_quota"
+"""OpenAI's code in a 429 that no waiting ends: the account has no money left."""
 _MODERATED: Final = re.compile(rb"moderation|content_policy|content_filter|flagged")
 """Words of a 403 that is about what was said, as of OpenRouter's, and not about the key."""
 _UNKNOWN_MODEL: Final = re.compile(
@@ -50,7 +50,7 @@ def failure_of_status(
     repeat parts of keys and addresses in their texts.
     """
     cause = f"http_{status}"
-    if status == 429 and _SPENT.search(body):
+    if status == 429 and _SPENT in _short_code(body):
         return KeyRefused("the account with the provider of the language model is spent (HTTP 429)", cause="key_spent")
     if status in _TEMPORARY_STATUSES or status >= 500:
         after = retry_after_seconds(headers, now or datetime.now(UTC))

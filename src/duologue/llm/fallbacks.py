@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from duologue.config import BUILTIN_MODEL
 from duologue.domain.errors import StartRefused
 from duologue.llm.openai_compatible import host_of, may_be_key
 
 MAX_FALLBACKS: Final = 4
 """Each adds up to MODEL_RETRY_SECONDS to what a user waits for a failure."""
 
-BUILTIN: Final = "builtin"
 _ENTRY: Final = re.compile(r"(?P<model>\S+?)(@(?P<url>https?://\S*))?")
 
 
@@ -61,9 +61,9 @@ def _read(name: str, keys: Mapping[str, str], first: Address | None) -> Fallback
     model, url = entry["model"], entry["url"]
     if url is not None:
         return Fallback(model, _address(name, url.rstrip("/"), keys, first))
-    if model == BUILTIN and first is not None:
+    if model == BUILTIN_MODEL and first is not None:
         return Fallback(None, None)
-    if model == BUILTIN:
+    if model == BUILTIN_MODEL:
         raise StartRefused("FALLBACK_MODELS: the built-in model is asked first already, as no provider is set")
     if first is None:
         raise StartRefused(

@@ -129,6 +129,18 @@ def test_open_breaker_with_another_model_left_sends_there_at_once(bench: Bench) 
     assert bench.choice.admit() is not None
 
 
+def test_failure_that_opens_the_breaker_sends_to_the_next_model_at_once(bench: Bench) -> None:
+    bench.open("a")
+    assert bench.choice.failed(UNWELL) == Step("next_model", 0.0, "breaker_open")
+
+
+def test_wait_that_a_provider_asks_for_is_waited_for_also_if_its_breaker_opens_for_less() -> None:
+    bench = Bench("a")
+    bench.open("a")
+    failure = ModelTemporaryError("away", cause="http_503", retry_after_seconds=30.0)
+    assert bench.choice.failed(failure) == Step("retry", 30.0)
+
+
 def test_open_breaker_of_the_only_model_is_waited_for() -> None:
     bench = Bench("a")
     bench.open("a")
