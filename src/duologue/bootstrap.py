@@ -337,7 +337,7 @@ def _ai_consumer(settings: Settings, engines: Engines, models: ModelChain) -> Pa
         consumer.name,
         consumer,
         checks,
-        counts=lambda: {"pending": consumer.pending},
+        counts=lambda: {"pending": consumer.pending, "open_breakers": models.open_breakers},
         providers=lambda: {provider.name: provider.breaker.state for provider in models.providers},
     )
 

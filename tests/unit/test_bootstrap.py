@@ -104,10 +104,10 @@ async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypa
 
 
 async def test_provider_whose_breaker_is_open_is_shown_and_holds_nothing_up() -> None:
-    breaker = CircuitBreaker("p", BreakerPolicy(min_tries=1))
+    breaker = CircuitBreaker("p", BreakerPolicy(min_tries=1, min_askers=1))
     provider = Provider(ScriptedModel([]), breaker)
     assert await bootstrap._provider_state(provider) is None
-    permit = breaker.admit()
+    permit = breaker.admit("reply")
     assert permit is not None
     failure = ModelTemporaryError("away", cause="http_503")
     permit.__exit__(type(failure), failure, None)

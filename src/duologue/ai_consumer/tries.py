@@ -84,6 +84,7 @@ class Tries:
         self._choice = ModelChoice(
             asking.models.candidates(request.model or source.model),
             asking.policy,
+            asker=request.reply_id,
             clock=asyncio.get_running_loop().time,
             draw=asking.draw,
         )

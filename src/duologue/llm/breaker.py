@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self, TypeGuard
+from typing import Final, Literal, NamedTuple, Self, TypeGuard
 
 import structlog
 
@@ -42,8 +42,9 @@ class BreakerPolicy:
     Attributes:
         failure_share: of the tries looked back at; from this share on it opens. Below it repeating a try is the better
             answer: seven tries of which half fail are lost once in a hundred and twenty-eight times.
-        min_tries: before there are so many nothing is judged. More than one reply makes, so that no request that a
-            provider stumbles over by itself takes the others' provider away.
+        min_tries: before there are so many nothing is judged.
+        min_askers: that have to have failed, so that one request that a provider stumbles over by itself, however often
+            it is repeated, does not take the others' provider away.
         window_seconds: how far it looks back.
         open_seconds: the longest that its first opening lasts; each in a row may last twice as long as the one before.
         max_open_seconds: the longest that any lasts.
@@ -53,11 +54,20 @@ class BreakerPolicy:
 
     failure_share: float = 0.8
     min_tries: int = 10
+    min_askers: int = 2
     window_seconds: float = 60.0
     open_seconds: float = 5.0
     max_open_seconds: float = 20.0
     probes: int = 3
     probe_wait_seconds: float = 0.5
+
+
+class _Ended(NamedTuple):
+    """A try that has ended."""
+
+    at: float
+    failed: bool
+    asker: str
 
 
 class CircuitBreaker:
@@ -84,7 +94,7 @@ class CircuitBreaker:
         self._draw = draw
         self._state: State = "closed"
         self._stretch = 0
-        self._latest: deque[tuple[float, bool]] = deque()
+        self._latest: deque[_Ended] = deque()
         self._failures = 0
         self._openings = 0
         self._open_until = 0.0
@@ -105,13 +115,17 @@ class CircuitBreaker:
         """The refusal of the key that opened it, None while it is closed or if something else did."""
         return self._refusal
 
-    def admit(self) -> Permit | None:
-        """Return the permit for one try, None if none may leave now. Use it as a context around the try."""
+    def admit(self, asker: str) -> Permit | None:
+        """Return the permit for one try, None if none may leave now. Use it as a context around the try.
+
+        Args:
+            asker: for what the try is made, such as a reply: tells repeated tries from those for others.
+        """
         state = self.state
         if state == "open" or (state == "half_open" and self._probing >= self._policy.probes):
             return None
         self._probing += state == "half_open"
-        return Permit(self, self._stretch, probe=state == "half_open")
+        return Permit(self, self._stretch, asker, probe=state == "half_open")
 
     def wait_seconds(self) -> float:
         """Return after what time it is worth asking again: 0 if a try may leave now."""
@@ -140,7 +154,7 @@ class CircuitBreaker:
         if stretch == self._stretch:
             self._probing -= 1
 
-    def ended(self, stretch: int, failure: Exception | None) -> None:
+    def ended(self, stretch: int, asker: str, failure: Exception | None) -> None:
         """A try has ended well, or with a failure that counts."""
         if stretch != self._stretch:
             return
@@ -148,20 +162,22 @@ class CircuitBreaker:
             if failure is not None:
                 self._open(failure)
             return
-        self._count(failed=failure is not None)
-        tries = len(self._latest)
-        if failure is not None and tries >= self._policy.min_tries and self._share() >= self._policy.failure_share:
+        self._count(asker, failed=failure is not None)
+        if failure is not None and self._has_failed():
             self._open(failure)
 
-    def _count(self, *, failed: bool) -> None:
+    def _count(self, asker: str, *, failed: bool) -> None:
         now = self._clock()
-        self._latest.append((now, failed))
+        self._latest.append(_Ended(now, failed, asker))
         self._failures += failed
-        while self._latest[0][0] <= now - self._policy.window_seconds or len(self._latest) > _MAX_COUNTED:
-            self._failures -= self._latest.popleft()[1]
+        while self._latest[0].at <= now - self._policy.window_seconds or len(self._latest) > _MAX_COUNTED:
+            self._failures -= self._latest.popleft().failed
 
-    def _share(self) -> float:
-        return self._failures / len(self._latest)
+    def _has_failed(self) -> bool:
+        tries, policy = len(self._latest), self._policy
+        if tries < policy.min_tries or self._failures < policy.failure_share * tries:
+            return False
+        return len({ended.asker for ended in self._latest if ended.failed}) >= policy.min_askers
 
     def _open(self, failure: Exception) -> None:
         longest = min(self._policy.open_seconds * 2.0 ** min(self._openings, 32), self._policy.max_open_seconds)
@@ -189,11 +205,12 @@ class Permit:
     come back. So do a refusal of this one request, and a try that somebody ended.
     """
 
-    __slots__ = ("_breaker", "_probe", "_stretch")
+    __slots__ = ("_asker", "_breaker", "_probe", "_stretch")
 
-    def __init__(self, breaker: CircuitBreaker, stretch: int, *, probe: bool) -> None:
+    def __init__(self, breaker: CircuitBreaker, stretch: int, asker: str, *, probe: bool) -> None:
         self._breaker = breaker
         self._stretch = stretch
+        self._asker = asker
         self._probe = probe
 
     def answered(self) -> None:
@@ -210,9 +227,9 @@ class Permit:
     ) -> None:
         if error is None:
             self.answered()
-            self._breaker.ended(self._stretch, None)
+            self._breaker.ended(self._stretch, self._asker, None)
         elif counts_against(error):
-            self._breaker.ended(self._stretch, error)
+            self._breaker.ended(self._stretch, self._asker, error)
         elif self._probe:
             self._breaker.given_back(self._stretch)
 

@@ -64,6 +64,11 @@ class ModelChain:
         """Every provider once, in the order in which they are asked."""
         return list(dict.fromkeys((self.first, *(fallback.provider for fallback in self.fallbacks))))
 
+    @property
+    def open_breakers(self) -> int:
+        """How many providers are spared, or on trial, as they failed."""
+        return sum(provider.breaker.state != "closed" for provider in self.providers)
+
     def candidates(self, asked: str | None) -> list[Candidate]:
         """Return the models that may answer a request, in their order, each once.
 
@@ -108,6 +113,7 @@ class ModelChoice:
     Args:
         candidates: at least one, in their order.
         policy: of each candidate.
+        asker: what it is for, to the breakers.
         clock: seconds, from any start.
         draw: draws from [0, 1).
     """
@@ -117,10 +123,12 @@ class ModelChoice:
         candidates: Sequence[Candidate],
         policy: RetryPolicy,
         *,
+        asker: str,
         clock: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
         self._policy = policy
+        self._asker = asker
         self._clock = clock
         self._draw = draw
         self._left = [_Standing(candidate) for candidate in candidates]
@@ -140,7 +148,7 @@ class ModelChoice:
 
     def admit(self) -> Permit | None:
         """Return the permit for a try at the candidate; None if no request may leave: then see `held_back`."""
-        return self.candidate.provider.breaker.admit()
+        return self.candidate.provider.breaker.admit(self._asker)
 
     def held_back(self) -> Step:
         """Return what follows as no request may leave to the candidate."""

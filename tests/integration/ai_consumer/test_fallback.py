@@ -57,6 +57,12 @@ class Site:
         message = await self.pipeline.say(await self.pipeline.conversation(), content)
         return await self.outcome(message.message_id)
 
+    async def break_open(self) -> None:
+        """Let two replies fail, which open the first provider's breaker."""
+        for _ in range(2):
+            assert (await self.answered())["temporary"] is True
+        assert self.models.first.breaker.state != "closed"
+
     async def outcome(self, message_id: str) -> dict[str, Any]:
         async def found() -> dict[str, Any] | None:
             answers = await self.pipeline.answers(0)
@@ -218,55 +224,54 @@ async def test_each_try_that_fails_is_logged_with_its_reason_and_what_follows(si
 
 async def test_breaker_that_opens_spares_a_provider_until_its_probes_are_answered(site: Site) -> None:
     site.first = DOWN
-    await site.start(["two@http://{second}/v1"], model_breaker_min_tries=2, model_breaker_open_seconds=0.4)
+    bounds = {"model_breaker_min_tries": 3, "model_breaker_open_seconds": 0.4}
+    await site.start(["two@http://{second}/v1"], (), model_max_tries=3, **bounds)
     breaker = site.models.first.breaker
-    assert (await site.answered())["content"] == "from the second"
-    assert site.asked == [["one", "one"], ["two"]], "it goes on as soon as the breaker opens"
-    for _ in range(3):
-        assert (await site.answered())["content"] == "from the second"
-    assert len(site.providers[0].requests) < 2 + 3, "while it is open, none leaves"
+    assert [(await site.answered())["content"] for _ in range(4)] == ["from the second"] * 4
+    tried = len(site.providers[0].requests)
+    assert tried < 3 + 4, "the second reply goes on as soon as the breaker opens, the next ones at once"
 
     site.first = answer("well again")
     await until(lambda: breaker.state == "half_open")
     assert [(await site.answered())["content"] for _ in range(3)] == ["well again"] * 3
     assert breaker.state == "closed"
+    assert len(site.providers[0].requests) == tried + 3
 
 
 async def test_only_model_with_an_open_breaker_is_waited_for_and_answers(site: Site) -> None:
     site.first = DOWN
-    await site.start([], model_max_tries=3, model_breaker_min_tries=3, model_breaker_open_seconds=1.0)
-    assert (await site.answered())["temporary"] is True
-    assert site.models.first.breaker.state != "closed"
+    await site.start([], model_max_tries=2, model_breaker_min_tries=3, model_breaker_open_seconds=1.0)
+    await site.break_open()
     site.first = answer("well again")
-    message = await site.pipeline.say(await site.pipeline.conversation(), "hello")
-    outcome = await site.outcome(message.message_id)
+    asked = len(site.providers[0].requests)
+    outcome = await site.answered()
     assert (outcome["content"], outcome["attempt"]) == ("well again", 1)
-    assert len(site.providers[0].requests) == 4
+    assert len(site.providers[0].requests) == asked + 1
 
 
 async def test_stop_of_a_reply_that_waits_for_a_breaker_ends_it_without_a_request(site: Site) -> None:
     site.first = DOWN
-    await site.start([], model_max_tries=1, model_breaker_min_tries=1, model_breaker_open_seconds=40.0)
-    await site.answered()
+    await site.start([], model_max_tries=1, model_breaker_min_tries=2, model_breaker_open_seconds=40.0)
+    await site.break_open()
     with structlog.testing.capture_logs() as logs:
         message = await site.pipeline.say(await site.pipeline.conversation(), "hello")
         await until(lambda: any(line["event"] == "model_held_back" for line in logs))
     await site.pipeline.append(site.pipeline.stop(message))
     outcome = await site.outcome(message.message_id)
     assert (outcome["finish_reason"], outcome["content"]) == ("stopped", "")
-    assert len(site.providers[0].requests) == 1
+    assert len(site.providers[0].requests) == 2
 
 
 async def test_stop_of_a_probe_leaves_its_place_to_the_next(site: Site) -> None:
     site.first = DOWN
-    await site.start([], model_max_tries=1, model_breaker_min_tries=1, model_breaker_open_seconds=0.1)
-    await site.answered()
+    await site.start([], model_max_tries=1, model_breaker_min_tries=2, model_breaker_open_seconds=0.1)
+    await site.break_open()
     breaker = site.models.first.breaker
     await until(lambda: breaker.state == "half_open")
     site.first = [asyncio.Event()]
     messages = [await site.pipeline.say(await site.pipeline.conversation(), "hello") for _ in range(3)]
-    await site.providers[0].asked(4)
-    assert breaker.admit() is None
+    await site.providers[0].asked(2 + 3)
+    assert breaker.admit("another") is None
     await site.pipeline.append(*(site.pipeline.stop(message) for message in messages))
     for message in messages:
         assert (await site.outcome(message.message_id))["finish_reason"] == "stopped"

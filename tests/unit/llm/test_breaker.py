@@ -12,7 +12,7 @@ from duologue.llm.breaker import BreakerPolicy, CircuitBreaker, Permit
 from duologue.llm.port import KeyRefused, ModelRefused, ModelTemporaryError, ModelUnknown, PromptTooLong
 
 POLICY = BreakerPolicy(
-    failure_share=0.5, min_tries=4, window_seconds=60.0, open_seconds=8.0, max_open_seconds=20.0, probes=2
+    failure_share=0.5, min_tries=4, min_askers=1, window_seconds=60.0, open_seconds=8.0, max_open_seconds=20.0, probes=2
 )
 UNWELL = ModelTemporaryError("away", cause="http_503")
 _names = count()
@@ -30,8 +30,8 @@ class Bench:
     def state(self) -> str:
         return self.breaker.state
 
-    def permit(self) -> Permit:
-        permit = self.breaker.admit()
+    def permit(self, asker: str = "reply") -> Permit:
+        permit = self.breaker.admit(asker)
         assert permit is not None
         return permit
 
@@ -82,7 +82,7 @@ def test_breaker_at_its_share_of_failures_opens_and_lets_nothing_through(bench: 
     assert bench.state() == "closed"
     bench.end(UNWELL)
     assert bench.state() == "open"
-    assert bench.breaker.admit() is None
+    assert bench.breaker.admit("reply") is None
     assert bench.breaker.wait_seconds() == 8.0
 
 
@@ -151,12 +151,12 @@ def test_opening_for_another_reason_tells_no_refusal(bench: Bench) -> None:
 def test_half_open_lets_as_many_through_at_once_as_there_are_probes(bench: Bench) -> None:
     bench.half_open()
     probes = [bench.permit() for _ in range(POLICY.probes)]
-    assert bench.breaker.admit() is None
+    assert bench.breaker.admit("reply") is None
     assert bench.breaker.wait_seconds() == POLICY.probe_wait_seconds
     end(probes[0], asyncio.CancelledError())
     assert bench.breaker.wait_seconds() == 0.0
     bench.permit()
-    assert bench.breaker.admit() is None
+    assert bench.breaker.admit("reply") is None
 
 
 def test_probes_that_are_answered_close_it(bench: Bench) -> None:
@@ -248,7 +248,9 @@ def test_metrics_follow_its_state_and_count_its_turns(bench: Bench) -> None:
     assert turns == [1, 1, 1]
 
 
-def test_usual_bounds_are_not_reached_by_the_tries_of_one_reply() -> None:
+def test_failures_of_one_asker_alone_do_not_open_it_and_those_of_a_second_do() -> None:
     bench = Bench(BreakerPolicy())
-    bench.end(*[UNWELL] * 7)
+    bench.end(*[UNWELL] * 100)
     assert bench.state() == "closed"
+    end(bench.permit("another"), UNWELL)
+    assert bench.state() == "open"

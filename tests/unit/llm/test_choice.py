@@ -15,7 +15,7 @@ from duologue.llm.scripted import ScriptedModel
 UNWELL = ModelTemporaryError("away", cause="http_503", retry_after_seconds=0.0)
 KEY = KeyRefused("the key was refused", cause="http_401")
 UNKNOWN = ModelUnknown("no such model", cause="http_404")
-BREAKER = BreakerPolicy(failure_share=0.5, min_tries=1, open_seconds=10.0, probes=1)
+BREAKER = BreakerPolicy(failure_share=0.5, min_tries=1, min_askers=1, open_seconds=10.0, probes=1)
 TRIES = 3
 
 
@@ -31,7 +31,7 @@ class Bench:
         """Begin anew, as the next reply does."""
         candidates = [Candidate(provider, None) for provider in self.providers.values()]
         policy = RetryPolicy(max_tries=TRIES, total_seconds=60.0)
-        self.choice = ModelChoice(candidates, policy, clock=lambda: self.now, draw=lambda: 0.0)
+        self.choice = ModelChoice(candidates, policy, asker="reply", clock=lambda: self.now, draw=lambda: 0.0)
         return self.choice
 
     def open(self, *names: str) -> None:
@@ -40,7 +40,7 @@ class Bench:
             self.fail(self.providers[name], UNWELL)
 
     def fail(self, provider: Provider, failure: ModelFailure) -> None:
-        permit = provider.breaker.admit()
+        permit = provider.breaker.admit("another")
         assert permit is not None
         permit.__exit__(type(failure), failure, None)
 
