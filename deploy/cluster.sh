@@ -33,8 +33,10 @@ with_docker() {
   local dependencies=(kafka postgres valkey) services=()
   [ -z "${SERVICE:-}" ] || services=("$SERVICE")
   sh deploy/compose/secrets.sh
-  # A provider takes the place of the built-in model.
-  if grep -qsE '^ *(OPENAI_API_KEY|OPENAI_BASE_URL)=.' .env; then export BUILTIN_MODELS=0; fi
+  # A provider takes the place of the built-in model, unless that stands in for it.
+  if grep -qsE '^ *(OPENAI_API_KEY|OPENAI_BASE_URL)=.' .env && ! grep -qsE '^ *FALLBACK_MODELS=.*builtin' .env; then
+    export BUILTIN_MODELS=0
+  fi
   case "$command" in
     start) compose up --detach --wait --build && echo "Open http://$(compose port nginx 8080). Logs: make logs; stop: make stop-all." ;;
     start-dependencies) file=dependencies compose up --detach --wait "${dependencies[@]}" ;;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,8 +33,11 @@ from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.redis_address import shared_redis_url
 from duologue.engines.valkey import bundled_valkey
+from duologue.llm.breaker import BreakerPolicy, CircuitBreaker
 from duologue.llm.builtin import open_builtin, reach_builtin
-from duologue.llm.openai_compatible import ModelTimeouts, open_openai_compatible
+from duologue.llm.choice import Candidate, ModelChain, Provider
+from duologue.llm.fallbacks import Address, read_fallbacks
+from duologue.llm.openai_compatible import OPENAI_URL, ModelTimeouts, open_openai_compatible
 from duologue.llm.port import LanguageModel
 from duologue.log.kafka import open_kafka_log
 from duologue.log.kafka_options import KafkaOptions
@@ -76,6 +79,8 @@ class Part:
     """What runs; None for one that only answers requests."""
     checks: Mapping[str, health.Check] = field(default_factory=dict)
     """What `/ready` looks at beside the engines."""
+    providers: Callable[[], Mapping[str, str]] = dict
+    """The providers of models that it asks, each with the state of its circuit breaker."""
     counts: Counts = dict
     """What is shown of it beside its state."""
     stop_taking: Callable[[], None] = lambda: None
@@ -97,15 +102,15 @@ async def run_embedded(settings: Settings) -> None:
         data_dir = stack.enter_context(locked_data_dir(settings.data_dir))
         listener = stack.enter_context(bind(settings.host, settings.port))
         secret = _secret(settings, data_dir)
-        model = await stack.enter_async_context(_open_model(settings, data_dir / "model.log"))
+        models = await stack.enter_async_context(_open_models(settings, data_dir / "model.log"))
         engines = await stack.enter_async_context(_open_own_engines(settings, data_dir))
         parts = [
-            _ai_consumer(settings, engines, model),
+            _ai_consumer(settings, engines, models),
             _message_relay(settings, engines),
             await stack.enter_async_context(_websocket_server(settings, engines, secret)),
             _api(settings, engines, secret),
         ]
-        on_ready = partial(_announce, settings, listener.getsockname()[1], model, data_dir, began)
+        on_ready = partial(_announce, settings, listener.getsockname()[1], models, data_dir, began)
         await _runner("duologue", settings, engines, parts, listener, on_ready).run()
 
 
@@ -127,7 +132,7 @@ async def run_role(name: RoleName, settings: Settings) -> None:
             case "websocket-server":
                 part = await stack.enter_async_context(_websocket_server(settings, engines, secret))
             case "ai-consumer":
-                part = _ai_consumer(settings, engines, await stack.enter_async_context(_open_model(settings, None)))
+                part = _ai_consumer(settings, engines, await stack.enter_async_context(_open_models(settings, None)))
             case "message-relay":
                 part = _message_relay(settings, engines)
             case "api":
@@ -234,27 +239,55 @@ def _open_log(settings: Settings, redis_url: str) -> AbstractAsyncContextManager
 
 
 @asynccontextmanager
-async def _open_model(settings: Settings, builtin_log: Path | None) -> AsyncIterator[LanguageModel]:
+async def _open_models(settings: Settings, builtin_log: Path | None) -> AsyncIterator[ModelChain]:
+    """Open the model that is asked first and those that stand in for it, each provider once."""
+    first = None
+    if not settings.builtin_model:
+        base_url = (settings.openai_base_url or OPENAI_URL).rstrip("/")
+        first = Address(base_url, settings.openai_api_key.get_secret_value())
+    fallbacks = read_fallbacks(settings.fallback_models, settings.fallback_api_keys.get_secret_value(), first)
+    own_models = {each.address: each.model for each in reversed(fallbacks)} | {first: settings.openai_model}
+    async with AsyncExitStack() as stack:
+        opened: dict[Address | None, Provider] = {}
+        for address in dict.fromkeys([first, *(each.address for each in fallbacks)]):
+            opening = _open_model(settings, address, own_models[address] or "", builtin_log)
+            model = await stack.enter_async_context(opening)
+            opened[address] = Provider(model, _breaker(settings, model, opened.values()))
+        yield ModelChain(opened[first], [Candidate(opened[each.address], each.model) for each in fallbacks])
+
+
+def _breaker(settings: Settings, model: LanguageModel, others: Iterable[Provider]) -> CircuitBreaker:
+    """Make the breaker of a provider. Its name is the host's, numbered if one host has several keys."""
+    same = sum(other.model.provider == model.provider for other in others)
+    policy = BreakerPolicy(
+        failure_share=settings.model_breaker_failure_share,
+        min_tries=settings.model_breaker_min_tries,
+        open_seconds=settings.model_breaker_open_seconds,
+    )
+    return CircuitBreaker(f"{model.provider}#{same + 1}" if same else model.provider, policy)
+
+
+@asynccontextmanager
+async def _open_model(
+    settings: Settings, address: Address | None, name: str, builtin_log: Path | None
+) -> AsyncIterator[LanguageModel]:
     timeouts = ModelTimeouts(
         connect=settings.model_connect_timeout_seconds,
         first_token=settings.model_first_token_timeout_seconds,
         silence=settings.model_silence_timeout_seconds,
         whole=settings.model_total_timeout_seconds,
     )
-    if settings.builtin_model and settings.builtin_model_url:
+    if address is None and settings.builtin_model_url:
         key = settings.builtin_model_key.get_secret_value()
         async with reach_builtin(settings.builtin_model_url, key=key, timeouts=timeouts) as shared:
             yield shared
         return
-    if settings.builtin_model:
+    if address is None:
         async with open_builtin(timeouts=timeouts, log_file=builtin_log) as builtin:
             yield builtin
         return
     async with open_openai_compatible(
-        base_url=settings.openai_base_url,
-        model=settings.openai_model,
-        api_key=settings.openai_api_key.get_secret_value(),
-        timeouts=timeouts,
+        base_url=address.base_url, model=name, api_key=address.api_key, timeouts=timeouts
     ) as provider:
         yield provider
 
@@ -292,12 +325,21 @@ async def _websocket_server(settings: Settings, engines: Engines, secret: str) -
         )
 
 
-def _ai_consumer(settings: Settings, engines: Engines, model: LanguageModel) -> Part:
+def _ai_consumer(settings: Settings, engines: Engines, models: ModelChain) -> Part:
     consumer = AiConsumer(
-        log=engines.log, database=engines.database, streams=engines.streams, model=model, settings=settings
+        log=engines.log, database=engines.database, streams=engines.streams, models=models, settings=settings
     )
-    checks: dict[str, health.Check] = {"model": partial(_model_state, model), consumer.name: partial(_owner, consumer)}
-    return Part(consumer.name, consumer, checks, counts=lambda: {"pending": consumer.pending})
+    first, *others = models.providers
+    checks: dict[str, health.Check] = {"model": partial(_provider_state, first)}
+    checks |= {f"model {provider.name}": partial(_provider_state, provider) for provider in others}
+    checks[consumer.name] = partial(_owner, consumer)
+    return Part(
+        consumer.name,
+        consumer,
+        checks,
+        counts=lambda: {"pending": consumer.pending, "open_breakers": models.open_breakers},
+        providers=lambda: {provider.name: provider.breaker.state for provider in models.providers},
+    )
 
 
 def _message_relay(settings: Settings, engines: Engines) -> Part:
@@ -385,6 +427,7 @@ def _app(
         connections=lambda: {
             name: count for part in parts if part.name == "websocket-server" for name, count in part.counts().items()
         },
+        providers=lambda: {name: state for part in parts for name, state in part.providers().items()},
         roll=Roster(engines.redis).present if sees_all else None,
         needed=ROLES,
     )
@@ -407,16 +450,20 @@ async def _owner(role: AiConsumer | MessageRelay) -> None:
         raise OwnershipLost("it does not own its part of the log")
 
 
-async def _model_state(model: LanguageModel) -> str | None:
-    """Return what is wrong with the model, None for nothing; also if it is for the operator to mend."""
+async def _provider_state(provider: Provider) -> str | None:
+    """Return what is wrong with a provider, None for nothing; also if it is for the operator to mend.
+
+    It never makes the process not ready: messages are taken, and wait or are answered by another model.
+    """
     try:
-        await model.check()
+        await provider.model.check()
     except DuologueError as error:
         return str(error)
-    return None
+    state = provider.breaker.state
+    return None if state == "closed" else f"its circuit breaker is {state.replace('_', ' ')}"
 
 
-def _announce(settings: Settings, port: int, model: LanguageModel, data_dir: Path, began: float) -> None:
+def _announce(settings: Settings, port: int, models: ModelChain, data_dir: Path, began: float) -> None:
     """Tell people what runs, with which model, and where to open it."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -427,10 +474,15 @@ def _announce(settings: Settings, port: int, model: LanguageModel, data_dir: Pat
     lines = [
         f"{settings.app_name} {__version__} is ready after {time.monotonic() - began:.1f} s.",
         f"  Open      {url}",
-        f"  Model     {model.name} ({provider}), {settings.workers} replies at once",
+        f"  Model     {models.first.model.name} ({provider}), {settings.workers} replies at once",
+        *([f"  Fallback  {', '.join(_named(each) for each in models.fallbacks)}"] if models.fallbacks else []),
         f"  Runs on   {log}, {store} (store); data in {data_dir}",
         f"  Terminal  duologue chat{'' if port == 8080 else f' --url {url}'}",
         "  Ctrl-C finishes what was accepted and stops; a second one stops at once.",
     ]
     print("\n".join(lines), flush=True)  # noqa: T201  # for people, not for the log
-    _log.info("ready", url=url, model=model.name, seconds=round(time.monotonic() - began, 2))
+    _log.info("ready", url=url, model=models.first.model.name, seconds=round(time.monotonic() - began, 2))
+
+
+def _named(candidate: Candidate) -> str:
+    return f"{candidate.name} ({candidate.provider.name})"

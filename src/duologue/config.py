@@ -23,6 +23,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from duologue.domain.errors import StartRefused
 
+BUILTIN_MODEL: Final = "builtin"
+"""The built-in model's name among `FALLBACK_MODELS`."""
+
 BUILTIN_WORKERS: Final = 2
 DEFAULT_WORKERS: Final = 64
 
@@ -122,6 +125,17 @@ class Settings(BaseSettings):
         "Model",
     )
     builtin_model_key: SecretStr = _setting(SecretStr(""), "Key of that shared model, if it wants one.", "Model")
+    fallback_models: _Names = _setting(
+        [],
+        "Models that stand in, in this order, when the one before does not answer, separated by commas: `model` of the "
+        "same provider, `model@https://host/v1` of another, or `builtin`.",
+        "Model",
+    )
+    fallback_api_keys: SecretStr = _setting(
+        SecretStr(""),
+        "Keys of those other providers, as `host=key` (or `host:port=key`), separated by commas.",
+        "Model",
+    )
     allowed_models: _Names = _setting([], "Other models that a message may name, separated by commas.", "Model")
     model_connect_timeout_seconds: float = _setting(
         5.0, "Longest wait for a connection to the provider.", "Model", gt=0
@@ -129,8 +143,19 @@ class Settings(BaseSettings):
     model_first_token_timeout_seconds: float = _setting(30.0, "Longest wait for the first token.", "Model", gt=0)
     model_silence_timeout_seconds: float = _setting(20.0, "Longest silence between tokens.", "Model", gt=0)
     model_total_timeout_seconds: float = _setting(300.0, "Longest time for a whole reply.", "Model", gt=0)
-    model_max_tries: int = _setting(7, "Tries at the model for one reply at most.", "Model", ge=1)
-    model_retry_seconds: float = _setting(60.0, "Time after which no further try begins.", "Model", gt=0)
+    model_max_tries: int = _setting(7, "Tries at one model for one reply at most.", "Model", ge=1)
+    model_retry_seconds: float = _setting(60.0, "Time after which no further try at that model begins.", "Model", gt=0)
+    model_breaker_failure_share: float = _setting(
+        0.8,
+        "Share of failed tries, among those of the last minute, from which a provider is left alone for a while.",
+        "Model",
+        gt=0,
+        le=1,
+    )
+    model_breaker_min_tries: int = _setting(10, "Tries before that share is judged.", "Model", ge=1)
+    model_breaker_open_seconds: float = _setting(
+        5.0, "How long a provider is left alone at first; doubles up to 20 s while it stays away.", "Model", gt=0
+    )
     max_workers: int = _setting(0, "Replies at once; 0: 64, with the built-in model 2.", "Model", ge=0)
     user_max_workers: int = _setting(4, "Replies at once for one user.", "Model", ge=1)
     history_max_tokens: int = _setting(3000, "Tokens of a conversation's history in a prompt.", "Model", ge=0)
@@ -162,7 +187,7 @@ class Settings(BaseSettings):
     )
     log_timeout_seconds: float = _setting(5.0, "Longest wait for the log's acknowledgement.", "Limits", gt=0)
 
-    @field_validator("allowed_models", "trusted_proxies", mode="before")
+    @field_validator("allowed_models", "fallback_models", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -181,6 +206,11 @@ class Settings(BaseSettings):
     def builtin_model(self) -> bool:
         """Whether the built-in model answers: no provider is configured."""
         return not self.openai_base_url and not self.openai_api_key.get_secret_value()
+
+    @property
+    def asks_builtin_model(self) -> bool:
+        """Whether the built-in model is asked, be it as one that stands in."""
+        return self.builtin_model or BUILTIN_MODEL in self.fallback_models
 
     @property
     def workers(self) -> int:

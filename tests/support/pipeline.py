@@ -27,6 +27,7 @@ from duologue.domain.records import (
     encode,
 )
 from duologue.engines.redis import Redis, Subscription
+from duologue.llm.choice import ModelChain
 from duologue.llm.port import LanguageModel
 from duologue.llm.scripted import ScriptedModel
 from duologue.log.port import Log, LogConsumer, LogProducer, LogRecord, Partition, PartitionListener
@@ -155,13 +156,13 @@ class _PluggedConsumer:
 class RunningConsumer:
     """An ai-consumer at work, and the plugs of its engines."""
 
-    def __init__(self, pipeline: Pipeline, model: LanguageModel, chosen: Settings) -> None:
+    def __init__(self, pipeline: Pipeline, model: LanguageModel | ModelChain, chosen: Settings) -> None:
         self.store, self.appends, self.commits = Plug(), Plug(), Plug()
         self.role = AiConsumer(
             log=PluggedLog(pipeline.log, self.commits, self.appends),
             database=PluggedDatabase(pipeline.database, self.store),
             streams=pipeline.streams,
-            model=model,
+            models=model if isinstance(model, ModelChain) else ModelChain.of(model),
             settings=chosen,
         )
         self.task = asyncio.create_task(self.role.run())
@@ -213,7 +214,7 @@ class Pipeline:
         self._users: dict[UserKey, UserRow] = {}
         self._running: list[RunningConsumer | RunningRelay] = []
 
-    async def consumer(self, model: LanguageModel | None = None, **changes: Any) -> RunningConsumer:
+    async def consumer(self, model: LanguageModel | ModelChain | None = None, **changes: Any) -> RunningConsumer:
         """Start an ai-consumer; returns when it owns the log."""
         running = RunningConsumer(self, model or self.model, settings(**changes))
         await self._started(running)

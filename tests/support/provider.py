@@ -28,10 +28,10 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def event(content: str | None, finish_reason: str | None = None) -> bytes:
+def event(content: str | None, finish_reason: str | None = None, model: str = "real-model") -> bytes:
     """Return one event of a streamed answer."""
     choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}
-    return b"data: " + msgspec.json.encode({"choices": [choice], "model": "real-model"}) + b"\n\n"
+    return b"data: " + msgspec.json.encode({"choices": [choice], "model": model}) + b"\n\n"
 
 
 def response(status: int, body: bytes = b"", *headers: str) -> bytes:
@@ -40,10 +40,10 @@ def response(status: int, body: bytes = b"", *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def answer(*contents: str, finish_reason: str = "stop") -> list[Step]:
+def answer(*contents: str, finish_reason: str = "stop", model: str = "real-model") -> list[Step]:
     """Return the script of a good answer."""
-    pieces: list[Step] = [chunk(event(content)) for content in contents]
-    return [OPEN_STREAM, *pieces, chunk(event(None, finish_reason)) + chunk(DONE) + END]
+    pieces: list[Step] = [chunk(event(content, model=model)) for content in contents]
+    return [OPEN_STREAM, *pieces, chunk(event(None, finish_reason, model)) + chunk(DONE) + END]
 
 
 @dataclass(slots=True)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from duologue import bootstrap
 from duologue.bootstrap import ROLES, RoleName, migrate_database, run_role
 from duologue.config import Settings
 from duologue.domain.errors import StartRefused
+from duologue.llm.breaker import BreakerPolicy, CircuitBreaker
+from duologue.llm.choice import Provider
 from duologue.llm.port import ModelRefused, ModelTemporaryError
 from duologue.llm.scripted import ScriptedModel
 
@@ -88,13 +91,63 @@ async def test_model_that_cannot_answer_is_shown_and_holds_nothing_up(
 ) -> None:
     model = ScriptedModel([])
     model.failure = failure
-    assert await bootstrap._model_state(model) == str(failure)
+    assert await bootstrap._provider_state(Provider.of(model)) == str(failure)
 
 
 async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "open_builtin", None)
     settings = Settings(builtin_model_url="http://127.0.0.1:1")
-    async with bootstrap._open_model(settings, None) as model:
+    async with bootstrap._open_models(settings, None) as models:
         with pytest.raises(ModelTemporaryError):
-            await model.check()
+            await models.first.model.check()
     assert settings.workers == 2
+
+
+async def test_provider_whose_breaker_is_open_is_shown_and_holds_nothing_up() -> None:
+    breaker = CircuitBreaker("p", BreakerPolicy(min_tries=1, min_askers=1))
+    provider = Provider(ScriptedModel([]), breaker)
+    assert await bootstrap._provider_state(provider) is None
+    permit = breaker.admit("reply")
+    assert permit is not None
+    failure = ModelTemporaryError("away", cause="http_503")
+    permit.__exit__(type(failure), failure, None)
+    assert await bootstrap._provider_state(provider) == "its circuit breaker is open"
+
+
+async def test_models_at_one_address_share_a_provider_and_others_have_their_own() -> None:
+    settings = Settings(
+        openai_base_url="http://127.0.0.1:1/v1/",
+        openai_api_key=SecretStr("sk-first"),
+        openai_model="one",
+        fallback_models=[
+            "small",
+            "two@http://127.0.0.1:2/v1",
+            "three@http://127.0.0.1:2/v1",
+            "one@http://127.0.0.1:1/v1",
+        ],
+    )
+    async with bootstrap._open_models(settings, None) as models:
+        assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "127.0.0.1:2"]
+        assert models.first.model.name == "one"
+        named = [(candidate.provider.name, candidate.name) for candidate in models.candidates(None)]
+    assert named == [("127.0.0.1:1", "one"), ("127.0.0.1:1", "small"), ("127.0.0.1:2", "two"), ("127.0.0.1:2", "three")]
+
+
+async def test_two_keys_of_one_host_are_two_providers_with_names_of_their_own() -> None:
+    settings = Settings(
+        openai_base_url="http://127.0.0.1:1/v1",
+        fallback_models=["one@http://127.0.0.1:1/v1"],
+        fallback_api_keys=SecretStr("127.0.0.1:1=sk-second"),
+    )
+    async with bootstrap._open_models(settings, None) as models:
+        assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "127.0.0.1:1#2"]
+
+
+async def test_built_in_model_stands_in_for_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "open_builtin", None)
+    settings = Settings(
+        openai_base_url="http://127.0.0.1:1/v1", fallback_models=["builtin"], builtin_model_url="http://127.0.0.1:2"
+    )
+    async with bootstrap._open_models(settings, None) as models:
+        assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "builtin"]
+        assert settings.workers == 64

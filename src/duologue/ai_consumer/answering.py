@@ -86,6 +86,7 @@ class Answering:
             outcome=completion.state,
             attempt=completion.attempt,
             tries=reply.tries,
+            model=completion.model,
             since_accepted_ms=since_ms,
             processing_time_ms=completion.processing_time_ms,
         )

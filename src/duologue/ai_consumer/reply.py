@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
-import structlog
-
-from duologue.ai_consumer.live_text import LiveText, Pace, Reason
-from duologue.ai_consumer.prompt import build_prompt
+from duologue.ai_consumer.live_text import LiveText, Reason
+from duologue.ai_consumer.tries import Asking, Tries
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import Clock, wall_clock
 from duologue.domain.ids import UserKey
-from duologue.llm.port import (
-    Chunk,
-    Finished,
-    LanguageModel,
-    ModelEvent,
-    ModelRefused,
-    ModelRequest,
-    ModelTemporaryError,
-    PromptTooLong,
-)
-from duologue.llm.retry import RetryPolicy
+from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError
 from duologue.log.until_done import until_done
-from duologue.observability.metrics import FENCED, FIRST_TOKEN_SECONDS, MODEL_TOKENS, MODEL_TRIES
+from duologue.observability.metrics import FENCED, MODEL_TOKENS
 from duologue.store.database import Database
 from duologue.store.messages import StoredRequest
 from duologue.store.outcomes import Completion, ReplyError
 from duologue.store.replies import Claimed, advance_attempt, read_claims
 
-_log = structlog.get_logger(__name__)
-
-MAX_REPLY_CHARACTERS: Final = 150_000
-"""A reply is cut there: in JSON a character takes 6 bytes at most, and a record on the log may have 1 MB."""
-
-
-_TRIES_OK: Final = MODEL_TRIES.labels("ok")
 _PROMPT_TOKENS: Final = MODEL_TOKENS.labels("prompt")
 _COMPLETION_TOKENS: Final = MODEL_TOKENS.labels("completion")
 
@@ -49,18 +27,10 @@ _COMPLETION_TOKENS: Final = MODEL_TOKENS.labels("completion")
 class Writing:
     """What every reply is written with."""
 
-    model: LanguageModel
+    asking: Asking
     streams: UserStreams
     database: Database
-    policy: RetryPolicy
-    pace: Pace
-    max_history_tokens: int
     clock: Clock = wall_clock
-    draw: Callable[[], float] = random.random
-
-
-_LEAST_HISTORY_TOKENS: Final = 256
-"""A history that does not fit is halved down to this, then left out: the estimate fails on keys and rare scripts."""
 
 
 class _Fenced(Exception):
@@ -70,13 +40,12 @@ class _Fenced(Exception):
 class Reply:
     """One reply under one claim. A context: leaving it ends the live text.
 
-    `attempt` is the one that it holds now; `tries` counts those at the model.
+    `attempt` is the one that it holds now.
     """
 
     def __init__(self, writing: Writing, request: StoredRequest, claim: Claimed) -> None:
         self.request = request
         self.attempt = claim.attempt
-        self.tries = 0
         self._writing = writing
         self._claim = claim
         self.began = writing.clock()
@@ -84,13 +53,26 @@ class Reply:
         self._fenced = False
         self._live = LiveText(
             writing.streams,
-            writing.pace,
+            writing.asking.pace,
             user=UserKey(request.tenant, request.user_id),
             message_id=request.message_id,
             conversation_id=request.conversation_id,
             still_held=self._still_held,
             on_fenced=self._on_fenced,
         )
+        self._tries = Tries(
+            writing.asking,
+            request,
+            claim.prompt,
+            self._live,
+            attempt=claim.attempt,
+            begin_again=self._begin_again,
+        )
+
+    @property
+    def tries(self) -> int:
+        """Requests made to models."""
+        return self._tries.count
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,7 +127,7 @@ class Reply:
             state="stopped",
             completed_at=now,
             content=text,
-            model=self.request.model or self._claim.prompt.model or self._writing.model.name,
+            model=self._tries.model,
             finish_reason="stopped",
             processing_time_ms=now - self.began,
         )
@@ -163,62 +145,19 @@ class Reply:
         )
 
     async def _until_outcome(self) -> Completion:
-        loop = asyncio.get_running_loop()
-        first_try_at = loop.time()
-        history_tokens = self._writing.max_history_tokens
-        while True:
-            self.tries += 1
-            try:
-                finished = await self._try(self._model_request(history_tokens))
-            except PromptTooLong as error:
-                self._report(error.cause, error)
-                if not history_tokens or not self._claim.prompt.history:
-                    return self.failed(ReplyError(error.cause, str(error), temporary=False))
-                history_tokens = history_tokens // 2 if history_tokens > _LEAST_HISTORY_TOKENS else 0
-                continue
-            except ModelRefused as error:
-                self._report(error.cause, error)
-                return self.failed(ReplyError(error.cause, str(error), temporary=False))
-            except ModelTemporaryError as error:
-                self._report(error.cause, error)
-                elapsed = loop.time() - first_try_at
-                delay = self._writing.policy.next_delay(self.tries, elapsed, error, self._writing.draw)
-                if delay is None:
-                    return self.failed(ReplyError(error.cause, str(error), temporary=True))
-            else:
-                return self._complete(finished)
-            await asyncio.sleep(delay)
-            await self._begin_again()
+        try:
+            finished = await self._tries.run()
+        except (ModelTemporaryError, ModelRefused) as error:
+            temporary = isinstance(error, ModelTemporaryError)
+            return self.failed(ReplyError(error.cause, str(error), temporary=temporary))
+        return self._complete(finished)
 
-    async def _try(self, prompt: ModelRequest) -> Finished:
-        """Make one try; whatever a model does beside its contract is a failed try as well."""
-        loop = asyncio.get_running_loop()
-        asked_at = first_at = loop.time()
-        characters = 0
-        async with _closing(self._writing.model.stream(prompt)) as events:
-            async for event in events:
-                if isinstance(event, Chunk):
-                    now = loop.time()
-                    if not characters:
-                        first_at = now
-                        FIRST_TOKEN_SECONDS.observe(now - asked_at)
-                    characters += len(event.text)
-                    if characters > MAX_REPLY_CHARACTERS:
-                        return Finished("length", prompt.model or self._writing.model.name)
-                    self._live.write(event.text)
-                    if pause := self._writing.pace.reading_pause_seconds(now - first_at):
-                        await asyncio.sleep(pause)
-                elif characters:
-                    return event
-                else:
-                    raise ModelTemporaryError("the model's answer was empty", cause="empty")
-        raise ModelTemporaryError("the model's answer broke off", cause="broken_stream")
-
-    async def _begin_again(self) -> None:
-        """Prepare a further try: under the same attempt while nothing was shown (rule Try and attempt)."""
+    async def _begin_again(self) -> int:
+        """Prepare a further try, at whatever model, and return its attempt: the same while nothing was shown (rule Try
+        and attempt)."""
         if not self._live.shown:
             self._live.discard()
-            return
+            return self.attempt
         database, now = self._writing.database, self._writing.clock()
         attempt = await until_done(
             lambda: database.write(advance_attempt, self.request.reply_id, self.attempt, now), what="advance_attempt"
@@ -227,9 +166,9 @@ class Reply:
             raise _Fenced
         self.attempt = attempt
         self._live.open(attempt, "retry")
+        return attempt
 
     def _complete(self, finished: Finished) -> Completion:
-        _TRIES_OK.inc()
         if finished.usage is not None:
             _PROMPT_TOKENS.inc(finished.usage.prompt_tokens)
             _COMPLETION_TOKENS.inc(finished.usage.completion_tokens)
@@ -244,34 +183,6 @@ class Reply:
             finish_reason=finished.finish_reason,
             usage=finished.usage,
             processing_time_ms=now - self.began,
-        )
-
-    def _report(self, cause: str, error: Exception) -> None:
-        MODEL_TRIES.labels(cause).inc()
-        _log.warning(
-            "model_try_failed",
-            correlation_id=self.request.correlation_id,
-            message_id=self.request.message_id,
-            attempt=self.attempt,
-            try_number=self.tries,
-            cause=cause,
-            error=str(error),
-        )
-
-    def _model_request(self, history_tokens: int) -> ModelRequest:
-        source = self._claim.prompt
-        return ModelRequest(
-            messages=build_prompt(
-                system_prompt=source.system_prompt,
-                history=source.history,
-                content=source.content,
-                max_history_tokens=history_tokens,
-            ),
-            model=self.request.model or source.model,
-            temperature=source.temperature,
-            max_tokens=source.max_tokens,
-            user=self.request.uid,
-            correlation_id=self.request.correlation_id,
         )
 
     def _first_reason(self) -> Reason | None:
@@ -291,14 +202,3 @@ class Reply:
     def _break_off(self) -> None:
         if self._interrupt is not None:
             self._interrupt.reschedule(asyncio.get_running_loop().time())
-
-
-@asynccontextmanager
-async def _closing(events: AsyncIterator[ModelEvent]) -> AsyncIterator[AsyncIterator[ModelEvent]]:
-    """Close a stream that is left before its end, so that the model's request ends with it."""
-    try:
-        yield events
-    finally:
-        aclose = getattr(events, "aclose", None)
-        if aclose is not None:
-            await aclose()

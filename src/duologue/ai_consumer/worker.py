@@ -22,6 +22,7 @@ from duologue.ai_consumer.reply import Reply, Writing
 from duologue.ai_consumer.request import Request, Requests
 from duologue.ai_consumer.stops import Stops
 from duologue.ai_consumer.tick import Tick, run_tick
+from duologue.ai_consumer.tries import Asking
 from duologue.config import Settings
 from duologue.delivery.applier import OrderedApplier
 from duologue.delivery.stream import DurableFrame, UserStreams
@@ -38,7 +39,7 @@ from duologue.domain.records import (
     decode_incoming,
 )
 from duologue.engines.redis import RedisCommandError
-from duologue.llm.port import LanguageModel
+from duologue.llm.choice import ModelChain
 from duologue.llm.retry import RetryPolicy
 from duologue.log.committer import Delivery, Holding
 from duologue.log.dead_letters import DeadLetterBox
@@ -76,7 +77,7 @@ class AiConsumer:
         log: Log,
         database: Database,
         streams: UserStreams,
-        model: LanguageModel,
+        models: ModelChain,
         settings: Settings,
         clock: Clock = wall_clock,
     ) -> None:
@@ -87,10 +88,8 @@ class AiConsumer:
         self._dispatcher: Dispatcher[Request] = Dispatcher(
             max_running=settings.workers, max_running_per_user=settings.user_max_workers
         )
-        self._writing = Writing(
-            model=model,
-            streams=streams,
-            database=database,
+        asking = Asking(
+            models=models,
             policy=RetryPolicy(max_tries=settings.model_max_tries, total_seconds=settings.model_retry_seconds),
             pace=Pace(
                 interval_ms=settings.delta_interval_ms,
@@ -98,8 +97,8 @@ class AiConsumer:
                 running=lambda: self._dispatcher.running,
             ),
             max_history_tokens=settings.history_max_tokens,
-            clock=clock,
         )
+        self._writing = Writing(asking=asking, streams=streams, database=database, clock=clock)
         self._notices = QueueNotices(self._dispatcher, streams, slots=settings.workers)
         self._applier = OrderedApplier(streams, on_poison=self._on_poisoned_echo)
         self._completer = Completer(database, clock)

@@ -69,6 +69,11 @@ class Health(BaseModel):
     version: str
     uptime_seconds: float
     connections: dict[str, int] = Field(description="Open sockets of this process, and the users that hold them.")
+    providers: dict[str, str] | None = Field(
+        default=None,
+        description="By a process that asks models: each provider, and its circuit breaker's state as this process has "
+        "it (`closed`, `half_open`, `open`).",
+    )
     roles: list[RoleHealth] | None = Field(
         default=None, description="By the api and the embedded mode: every role of every process that is known."
     )
@@ -124,6 +129,7 @@ def router(
     server_id: str,
     checks: Mapping[str, Check],
     connections: Callable[[], Mapping[str, int]] = dict,
+    providers: Callable[[], Mapping[str, str]] = dict,
     roll: Roll | None = None,
     needed: Sequence[str] = (),
     uptime_clock: Callable[[], float] = time.monotonic,
@@ -134,6 +140,7 @@ def router(
         service: the role's name, or `duologue` for all in one process.
         checks: a dependency's name and how to look at it; all are looked at together, each for at most 2 s.
         connections: the counts that `/health` shows.
+        providers: the providers of models that this process asks, each with the state of its circuit breaker.
         roll: how to learn of the roles of all processes; None: `/health` is about this process alone.
         needed: the roles of which the whole needs at least one that is ready.
         uptime_clock: seconds, from any start.
@@ -151,6 +158,7 @@ def router(
             version=__version__,
             uptime_seconds=round(uptime_clock() - started_at, 3),
             connections=dict(connections()),
+            providers=dict(providers()) or None,
             roles=whole.roles,
             missing=whole.missing,
             detail=whole.detail,

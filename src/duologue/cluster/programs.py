@@ -336,14 +336,14 @@ def _role_environment(
     if _serves_model(site.settings):
         environment["BUILTIN_MODEL_URL"] = f"http://{_LOOPBACK}:{site.env.model_port}"
         environment["BUILTIN_MODEL_KEY"] = site.secrets.model_key
-        # The model answers so many at once, whoever asks.
-        share = max(1, BUILTIN_WORKERS // site.env.ai_consumers)
-        environment["MAX_WORKERS"] = str(site.settings.max_workers or share)
+        if site.settings.builtin_model:  # it answers so many at once, whoever asks
+            share = max(1, BUILTIN_WORKERS // site.env.ai_consumers)
+            environment["MAX_WORKERS"] = str(site.settings.max_workers or share)
     return environment
 
 
 def _serves_model(settings: Settings) -> bool:
-    return settings.builtin_model and not settings.builtin_model_url
+    return settings.asks_builtin_model and not settings.builtin_model_url
 
 
 def _stop_turn(name: str) -> int:

@@ -53,6 +53,10 @@ class BuiltinModel(LanguageModel):
     def name(self) -> str:
         return MODEL_NAME
 
+    @property
+    def provider(self) -> str:
+        return "builtin"
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Make one try: see `LanguageModel.stream`. There is one model, whatever the request names."""
         model = await self._loaded()

@@ -6,18 +6,31 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
-from duologue.llm.port import ModelRefused, ModelTemporaryError, PromptTooLong
-
-ModelFailure: TypeAlias = ModelTemporaryError | ModelRefused
+from duologue.llm.port import (
+    KeyRefused,
+    ModelFailure,
+    ModelRefused,
+    ModelTemporaryError,
+    ModelUnknown,
+    PromptTooLong,
+)
 
 MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 
 _TEMPORARY_STATUSES: Final = frozenset({408, 409, 429})
-_KEY_STATUSES: Final = frozenset({401, 403})
+_KEY_STATUSES: Final = frozenset({401, 402, 403})
+_SPENT: Final = "insufficient_quota"
+"""OpenAI's code in a 429 that no waiting ends: the account has no money left."""
+_MODERATED: Final = re.compile(rb"moderation|content_policy|content_filter|flagged")
+"""Words of a 403 that is about what was said, as of OpenRouter's, and not about the key."""
+_UNKNOWN_MODEL: Final = re.compile(
+    rb"model_not_found|invalid_model|unknown_model|[Mm]odel [Nn]ot [Ee]xist|not a valid model"
+)
+"""What providers write that do not answer 404 for a model that they do not have."""
 _TOO_LONG: Final = re.compile(rb"context_length_exceeded|exceed_context_size|maximum context length|context window")
 """What OpenAI, llama.cpp, vLLM and others write when a prompt does not fit."""
 _SHORT_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -37,13 +50,17 @@ def failure_of_status(
     repeat parts of keys and addresses in their texts.
     """
     cause = f"http_{status}"
+    if status == 429 and _SPENT in _short_code(body):
+        return KeyRefused("the account with the provider of the language model is spent (HTTP 429)", cause="key_spent")
     if status in _TEMPORARY_STATUSES or status >= 500:
         after = retry_after_seconds(headers, now or datetime.now(UTC))
         return temporary(cause, f"the language model is not available (HTTP {status})", retry_after_seconds=after)
-    if status in _KEY_STATUSES:
-        return ModelRefused(f"the provider of the language model refused the key (HTTP {status})", cause=cause)
-    if status == 404:
-        return ModelRefused(f"the provider does not know the model {model!r} or its address (HTTP 404)", cause=cause)
+    if status in _KEY_STATUSES and not (status == 403 and _MODERATED.search(body)):
+        return KeyRefused(f"the provider of the language model refused the key (HTTP {status})", cause=cause)
+    if status == 404 or _UNKNOWN_MODEL.search(body):
+        return ModelUnknown(
+            f"the provider does not know the model {model!r} or its address (HTTP {status})", cause=cause
+        )
     if _TOO_LONG.search(body):
         return PromptTooLong("the conversation is longer than the language model takes", cause="prompt_too_long")
     detail = _short_code(body)

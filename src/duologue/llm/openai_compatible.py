@@ -17,7 +17,15 @@ import structlog
 from duologue.domain.errors import StartRefused
 from duologue.llm.answer import AnswerReader
 from duologue.llm.failures import failure_of_status, temporary
-from duologue.llm.port import Chunk, LanguageModel, ModelEvent, ModelRefused, ModelRequest, ModelTemporaryError
+from duologue.llm.port import (
+    Chunk,
+    KeyRefused,
+    LanguageModel,
+    ModelEvent,
+    ModelRefused,
+    ModelRequest,
+    ModelTemporaryError,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +70,7 @@ class OpenAICompatible(LanguageModel):
     ) -> None:
         self._session = session
         self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._provider = host_of(base_url)
         self._model = model
         self._api_key = api_key
         self._headers = _headers(api_key)
@@ -73,6 +82,10 @@ class OpenAICompatible(LanguageModel):
     @property
     def name(self) -> str:
         return self._model
+
+    @property
+    def provider(self) -> str:
+        return self._provider
 
     async def check(self) -> None:
         """Return if the model can be asked; that is known from the latest request, none is made for it.
@@ -169,7 +182,7 @@ class OpenAICompatible(LanguageModel):
             response.close()
         failure = failure_of_status(response.status, response.headers, body, model=request.model or self._model)
         if isinstance(failure, ModelRefused):
-            if response.status in {401, 403}:
+            if isinstance(failure, KeyRefused):
                 self._refusal = failure
             _log.warning(
                 "model_refused",
@@ -352,11 +365,30 @@ async def open_session(timeouts: ModelTimeouts, *, keep_alive: bool = True) -> A
         yield session
 
 
-def _check_configuration(base_url: str, api_key: str) -> None:
+def host_of(base_url: str) -> str:
+    """Return the host of an address, with its port if the address has one, in lower case.
+
+    Raises:
+        ValueError: it is not an http:// or https:// address.
+    """
     parts = urlsplit(base_url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise StartRefused("OPENAI_BASE_URL is not an http:// or https:// address")
-    if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ValueError("it is not an http:// or https:// address")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host if parts.port is None else f"{host}:{parts.port}"
+
+
+def may_be_key(api_key: str) -> bool:
+    """Tell whether a key has only characters that a header can carry."""
+    return api_key.isascii() and api_key.isprintable() and " " not in api_key
+
+
+def _check_configuration(base_url: str, api_key: str) -> None:
+    try:
+        host_of(base_url)
+    except ValueError:
+        raise StartRefused("OPENAI_BASE_URL is not an http:// or https:// address") from None
+    if not may_be_key(api_key):
         raise StartRefused("OPENAI_API_KEY has characters that no key has: spaces, line ends or accents")
 
 

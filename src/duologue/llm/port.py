@@ -71,8 +71,20 @@ class ModelRefused(Permanent):
         self.cause = cause
 
 
+class KeyRefused(ModelRefused):
+    """The provider refuses the key, or what it stands for is spent: another provider may answer."""
+
+
+class ModelUnknown(ModelRefused):
+    """The provider has no such model: another model may answer."""
+
+
 class PromptTooLong(ModelRefused):
     """The prompt is longer than the model takes: one with less history may succeed."""
+
+
+ModelFailure: TypeAlias = ModelTemporaryError | ModelRefused
+"""How a try fails."""
 
 
 class LanguageModel(Protocol):
@@ -81,6 +93,11 @@ class LanguageModel(Protocol):
     @property
     def name(self) -> str:
         """The model's name, for people."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """Who answers, for logs and metrics: a host, never a key."""
         ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:

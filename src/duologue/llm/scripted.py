@@ -76,6 +76,10 @@ class ScriptedModel(LanguageModel):
     def name(self) -> str:
         return self._name
 
+    @property
+    def provider(self) -> str:
+        return self._name
+
     def play(self, *script: Step) -> None:
         """Add a script for a later call."""
         self._scripts.append(script)

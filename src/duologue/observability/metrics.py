@@ -47,7 +47,22 @@ FIRST_TOKEN_SECONDS = Histogram(
     "duologue_first_token_seconds", "From the model's request to its first token.", buckets=_LONG
 )
 REPLY_SECONDS = Histogram("duologue_reply_seconds", "From a message's acceptance to its stored outcome.", buckets=_LONG)
-MODEL_TRIES = Counter("duologue_model_tries_total", "Tries at the model, by how they ended.", ["cause"])
+MODEL_TRIES = Counter(
+    "duologue_model_tries_total", "Tries at the model, by provider and how they ended.", ["provider", "cause"]
+)
+MODEL_SWITCHES = Counter(
+    "duologue_model_switches_total",
+    "Times a reply went on to another model, by why it left the one before.",
+    ["reason"],
+)
+BREAKER_STATE = Gauge(
+    "duologue_breaker_state", "The circuit breaker before a provider: 0 closed, 1 half open, 2 open.", ["provider"]
+)
+BREAKER_TRANSITIONS = Counter(
+    "duologue_breaker_transitions_total",
+    "Turns of a provider's circuit breaker, by the state it took.",
+    ["provider", "state"],
+)
 MODEL_TOKENS = Counter("duologue_model_tokens_total", "Tokens as the provider counted them, by kind.", ["kind"])
 DELTAS = Counter("duologue_deltas_total", "Pieces of replies published.")
 TAKEOVERS = Counter("duologue_takeovers_total", "Unfinished replies claimed again after their worker was gone.")

@@ -80,6 +80,13 @@ def test_plan_without_a_provider_shares_the_built_in_model_out(site: Site, consu
         assert environment["MAX_WORKERS"] == workers
 
 
+def test_plan_with_a_provider_that_the_built_in_model_stands_in_for_serves_it_to_all_workers(site: Site) -> None:
+    made = _plan(site, settings=Settings(openai_base_url="http://provider/v1", fallback_models=["builtin"]))
+    assert "model" in [program.name for program in made.programs]
+    assert made.role_environment["BUILTIN_MODEL_URL"] == "http://127.0.0.1:18500"
+    assert "MAX_WORKERS" not in made.role_environment
+
+
 @pytest.mark.parametrize(
     "settings",
     [Settings(openai_base_url="http://provider/v1"), Settings(builtin_model_url="http://elsewhere")],

@@ -43,6 +43,7 @@ async def _get(
     *,
     roll: Roll | None = None,
     needed: Sequence[str] = (),
+    providers: Mapping[str, str] | None = None,
 ) -> httpx.Response:
     times = iter([100.0, 103.5])
     router = health.router(
@@ -50,6 +51,7 @@ async def _get(
         server_id="chat-1",
         checks=checks,
         connections=lambda: {"sockets": 3, "users": 2},
+        providers=lambda: providers or {},
         roll=roll,
         needed=needed,
         uptime_clock=lambda: next(times),
@@ -68,6 +70,11 @@ async def test_health_tells_who_answers() -> None:
         "uptime_seconds": 3.5,
         "connections": {"sockets": 3, "users": 2},
     }
+
+
+async def test_health_of_a_process_that_asks_models_tells_the_state_of_their_breakers() -> None:
+    answer = await _get("/health", {}, providers={"api.example.com": "open"})
+    assert answer.json()["providers"] == {"api.example.com": "open"}
 
 
 async def test_ready_with_every_dependency_is_200() -> None:

@@ -89,7 +89,16 @@ def test_script_with_docker_follows_one_service(tmp_path: Path) -> None:
     assert repository.calls()[0].endswith("logs --follow --tail 10 api")
 
 
-@pytest.mark.parametrize(("line", "models"), [("OPENAI_API_KEY=sk-1", "0"), ("# OPENAI_API_KEY=", ""), ("", "")])
+@pytest.mark.parametrize(
+    ("line", "models"),
+    [
+        ("OPENAI_API_KEY=sk-1", "0"),
+        ("# OPENAI_API_KEY=", ""),
+        ("", ""),
+        ("OPENAI_API_KEY=sk-1\nFALLBACK_MODELS=small,builtin", ""),
+        ("OPENAI_API_KEY=sk-1\nFALLBACK_MODELS=small", "0"),
+    ],
+)
 def test_script_with_docker_and_a_provider_serves_no_model(tmp_path: Path, line: str, models: str) -> None:
     repository = _Repository(tmp_path, '#!/bin/sh\necho "models=$BUILTIN_MODELS" >>"$CALLS"\n')
     (tmp_path / ".env").write_text(f"{line}\n")

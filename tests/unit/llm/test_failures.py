@@ -12,7 +12,7 @@ from duologue.llm.failures import (
     failure_of_status,
     retry_after_seconds,
 )
-from duologue.llm.port import ModelRefused, ModelTemporaryError, PromptTooLong
+from duologue.llm.port import KeyRefused, ModelRefused, ModelTemporaryError, ModelUnknown, PromptTooLong
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -98,3 +98,35 @@ def test_prompt_that_does_not_fit_is_told_apart_from_other_refusals(body: bytes)
     failure = failure_of_status(400, {}, body, model="m")
     assert isinstance(failure, PromptTooLong)
     assert failure.cause == "prompt_too_long"
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_refused_key_is_told_apart_since_another_provider_may_answer(status: int) -> None:
+    assert isinstance(failure_of_status(status, {}, b"{}", model="m"), KeyRefused)
+
+
+def test_spent_account_counts_as_a_refused_key_and_is_not_waited_for() -> None:
+    body = b'{"error":{"code":"insufficient_quota","message":"You exceeded your current quota"}}'
+    failure = failure_of_status(429, {"retry-after": "1"}, body, model="m")
+    assert isinstance(failure, KeyRefused)
+    assert failure.cause == "key_spent"
+
+
+def test_forbidden_for_what_was_said_is_about_the_request_and_not_the_key() -> None:
+    body = b'{"error":{"code":403,"message":"Your input was flagged","metadata":{"reasons":["x"]}}}'
+    failure = failure_of_status(403, {}, body, model="m")
+    assert isinstance(failure, ModelRefused)
+    assert not isinstance(failure, KeyRefused)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b""),
+        (400, b'{"error":{"code":"model_not_found"}}'),
+        (400, b'{"error":{"message":"Model Not Exist"}}'),
+        (422, b'{"error":{"type":"invalid_model"}}'),
+    ],
+)
+def test_unknown_model_is_told_apart_since_another_may_answer(status: int, body: bytes) -> None:
+    assert isinstance(failure_of_status(status, {}, body, model="m"), ModelUnknown)
