@@ -230,9 +230,14 @@ def begin_replay(conn: Connection, letter_id: str, by: str, now: int) -> BegunRe
     return BegunReplay(letter, begun_at)
 
 
-def end_replay(conn: Connection, letter_id: str) -> None:
-    """What was to be appended is on the log."""
+def end_replay(conn: Connection, letter_id: str) -> DeadLetterSummary:
+    """What was to be appended is on the log. Return the letter as it stands now.
+
+    Raises:
+        Rejected: `dead_letter_not_found`: it was deleted meanwhile.
+    """
     conn.execute(_END_REPLAY, {"letter_id": letter_id})
+    return read_dead_letter(conn, letter_id)
 
 
 def undo_replay(conn: Connection, begun: BegunReplay) -> None:
