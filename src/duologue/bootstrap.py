@@ -18,8 +18,9 @@ from prometheus_client import disable_created_metrics
 
 from duologue import __version__
 from duologue.ai_consumer.worker import AiConsumer
-from duologue.api import accounts, characters, conversations, health, page
-from duologue.api.access import SignedIn
+from duologue.announcement import announce
+from duologue.api import accounts, characters, conversations, dead_letters, health, page
+from duologue.api.access import OperatorOnly, SignedIn
 from duologue.api.app import create_app
 from duologue.auth.secret import checked_secret, secret_of
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
@@ -110,7 +111,7 @@ async def run_embedded(settings: Settings) -> None:
             await stack.enter_async_context(_websocket_server(settings, engines, secret)),
             _api(settings, engines, secret),
         ]
-        on_ready = partial(_announce, settings, listener.getsockname()[1], models, data_dir, began)
+        on_ready = partial(announce, settings, listener.getsockname()[1], models, data_dir, began)
         await _runner("duologue", settings, engines, parts, listener, on_ready).run()
 
 
@@ -358,9 +359,10 @@ def _api(settings: Settings, engines: Engines, secret: str) -> Part:
         issuer=TokenIssuer(secret),
         verifier=verifier,
     )
+    letters = dead_letters.router(database, engines.log.producer, OperatorOnly(database, verifier))
     return Part(
         "api",
-        routers=[tokens, characters.router(database, signed_in), conversations.router(database, signed_in)],
+        routers=[tokens, characters.router(database, signed_in), conversations.router(database, signed_in), letters],
         root_routers=[characters.open_router(database, signed_in), page.router()],
     )
 
@@ -461,28 +463,3 @@ async def _provider_state(provider: Provider) -> str | None:
         return str(error)
     state = provider.breaker.state
     return None if state == "closed" else f"its circuit breaker is {state.replace('_', ' ')}"
-
-
-def _announce(settings: Settings, port: int, models: ModelChain, data_dir: Path, began: float) -> None:
-    """Tell people what runs, with which model, and where to open it."""
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104  # compared, not bound
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    provider = "built in" if settings.builtin_model else settings.openai_base_url or "OpenAI"
-    redis = "bundled Valkey" if not shared_redis_url(settings) else "Redis"
-    log = f"Kafka (log), {redis} (delivery)" if settings.kafka_bootstrap_servers else f"{redis} (log and delivery)"
-    store = settings.database_url.partition(":")[0] or "SQLite"
-    lines = [
-        f"{settings.app_name} {__version__} is ready after {time.monotonic() - began:.1f} s.",
-        f"  Open      {url}",
-        f"  Model     {models.first.model.name} ({provider}), {settings.workers} replies at once",
-        *([f"  Fallback  {', '.join(_named(each) for each in models.fallbacks)}"] if models.fallbacks else []),
-        f"  Runs on   {log}, {store} (store); data in {data_dir}",
-        f"  Terminal  duologue chat{'' if port == 8080 else f' --url {url}'}",
-        "  Ctrl-C finishes what was accepted and stops; a second one stops at once.",
-    ]
-    print("\n".join(lines), flush=True)  # noqa: T201  # for people, not for the log
-    _log.info("ready", url=url, model=models.first.model.name, seconds=round(time.monotonic() - began, 2))
-
-
-def _named(candidate: Candidate) -> str:
-    return f"{candidate.name} ({candidate.provider.name})"

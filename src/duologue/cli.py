@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duologue import __version__
-from duologue.domain.errors import DuologueError
+from duologue.dlq import commands as dlq_commands
+from duologue.domain.errors import DuologueError, StartRefused
 
 if TYPE_CHECKING:
     from duologue.bootstrap import RoleName
@@ -21,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(dlq_commands.app, name="dlq")
 
 
 @app.callback(invoke_without_command=True)
@@ -91,6 +95,21 @@ def chat(
 
     options = ChatOptions(url=url, user=user or None, character=character or None, conversation=conversation or None)
     raise typer.Exit(asyncio.run(run_chat(options)))
+
+
+@app.command()
+def token(
+    operator: Annotated[bool, typer.Option("--operator", help="For an operator: opens dead letters.")] = False,
+    name: Annotated[str, typer.Option(help="The operator's name, noted with what is done. Default: yours here.")] = "",
+    hours: Annotated[float, typer.Option(min=0.01, max=24 * 365, help="How long it holds.")] = 12.0,
+) -> None:
+    """Print a token, signed with JWT_SECRET or the key in DATA_DIR. Users get theirs from the API."""
+    from duologue.config import load_settings
+    from duologue.dlq.access import operator_name, operator_token
+
+    if not operator:
+        raise StartRefused("say --operator: users get their tokens from the API, POST /token")
+    typer.echo(operator_token(load_settings(), name or operator_name(), lifetime_seconds=int(hours * 3600)))
 
 
 def _run_role(name: RoleName) -> None:

@@ -218,6 +218,12 @@ class Settings(BaseSettings):
         return self.max_workers or (BUILTIN_WORKERS if self.builtin_model else DEFAULT_WORKERS)
 
 
+def local_url(host: str, port: int) -> str:
+    """Return where a server that listens on `host` is reached from this machine."""
+    reached = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104  # compared, not bound
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+
+
 def _network(name: str) -> str:
     """Return an address or a network in the form in which it is compared. A name would never match an address."""
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ import jwt
 from fastapi import FastAPI
 from sqlalchemy import Connection
 
-from duologue.api import accounts, characters, conversations
-from duologue.api.access import SignedIn
+from duologue.api import accounts, characters, conversations, dead_letters
+from duologue.api.access import OperatorOnly, SignedIn
 from duologue.api.app import create_app
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
 from duologue.config import Settings
@@ -23,6 +24,8 @@ from duologue.domain.clock import Clock
 from duologue.domain.ids import DEFAULT_TENANT, message_id, new_id
 from duologue.domain.records import INCOMING_TOPIC, MessageSubmitted, Usage
 from duologue.engines.redis import Redis
+from duologue.log.port import LogProducer
+from duologue.log.valkey_streams import open_streams_log
 from duologue.store.conversations import ConversationRow, default_conversation, new_conversation
 from duologue.store.database import Database, open_database
 from duologue.store.messages import Incoming, Refused, StoredRequest, store_messages
@@ -43,6 +46,22 @@ class ManualClock:
         return self.now
 
 
+class SwitchedProducer:
+    """A producer that fails while `failure` is set: with it before it appends, or, `after`, although it has."""
+
+    def __init__(self, producer: LogProducer) -> None:
+        self._producer = producer
+        self.failure: Exception | None = None
+        self.after = False
+
+    async def append(self, topic: str, key: str, value: bytes, headers: Mapping[str, str]) -> None:
+        if self.failure is not None and not self.after:
+            raise self.failure
+        await self._producer.append(topic, key, value, headers)
+        if self.failure is not None:
+            raise self.failure
+
+
 @dataclass
 class Api:
     """An API under test: its HTTP client, and what stands behind it."""
@@ -52,6 +71,8 @@ class Api:
     issuer: TokenIssuer
     clock: ManualClock
     app: FastAPI
+    producer: SwitchedProducer
+    redis: Redis
     offset: int = field(default=0)
 
     async def guest(self, user_id: str) -> tuple[dict[str, str], UserRow]:
@@ -61,6 +82,16 @@ class Api:
         user = await self.database.read(find_user, DEFAULT_TENANT, user_id)
         assert user is not None
         return bearer(answer.json()["token"]), user
+
+    def operator(self, name: str = "eve") -> dict[str, str]:
+        """Return the headers of an operator's requests."""
+        return bearer(self.issuer.issue_operator(name, lifetime_seconds=60))
+
+    async def appended(self, topic: str) -> list[tuple[str, bytes, dict[str, str]]]:
+        """Return key, value and headers of what is on a topic."""
+        entries = await self.redis.call("XRANGE", f"log:{topic}", "-", "+")
+        found = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in entries]
+        return [(each[b"k"].decode(), each[b"v"], json.loads(each[b"h"])) for each in found]
 
     async def conversation(self, user: UserRow, *, default: bool = True) -> ConversationRow:
         """Return the user's default conversation, or a further one."""
@@ -108,7 +139,12 @@ def _answer(conn: Connection, request: StoredRequest, now: int, fields: dict[str
 async def open_api(folder: Path, valkey_url: str, **settings: Any) -> AsyncIterator[Api]:
     """Open an API on the database in `folder`, which is migrated, and the Valkey at `valkey_url`."""
     redis = Redis(valkey_url, name="api", scripts=UserStreams.scripts)
-    async with open_database(database_url(folder)) as database, redis:
+    async with (
+        open_database(database_url(folder)) as database,
+        redis,
+        open_streams_log(valkey_url, takeover=True) as log,
+    ):
+        producer = SwitchedProducer(log.producer)
         clock = ManualClock()
         issuer, verifier = TokenIssuer(SECRET, clock=clock), TokenVerifier(SECRET, clock=clock)
         signed_in = SignedIn(database, verifier, clock)
@@ -125,12 +161,13 @@ async def open_api(folder: Path, valkey_url: str, **settings: Any) -> AsyncItera
                 ),
                 characters.router(database, signed_in),
                 conversations.router(database, signed_in, clock),
+                dead_letters.router(database, producer, OperatorOnly(database, verifier), clock),
             ],
             root_routers=[characters.open_router(database, signed_in)],
         )
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            yield Api(http, database, issuer, clock, app)
+            yield Api(http, database, issuer, clock, app, producer, redis)
 
 
 def database_url(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from duologue.ai_consumer.completer import Completer
-from duologue.ai_consumer.dead_letters import dead_letter
+from duologue.ai_consumer.dead_letters import letter_of_failure
 from duologue.ai_consumer.outcomes import outcome_record
 from duologue.ai_consumer.reply import Reply
 from duologue.ai_consumer.request import Request
@@ -95,12 +95,13 @@ class Answering:
 def _letter(request: Request, reply: Reply, completion: Completion) -> DeadLetter | None:
     if completion.error is None:
         return None
-    return dead_letter(
+    return letter_of_failure(
         request.delivery.record,
+        reply.request,
+        attempt=completion.attempt,
         error=completion.error.message,
         cause=completion.error.code,
         tries=reply.tries,
         first_at=reply.began,
         last_at=completion.completed_at,
-        of=reply.request,
     )

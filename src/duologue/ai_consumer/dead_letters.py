@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from duologue.log.dead_letters import storable_record
+from duologue.log.dead_letters import storable_origin, storable_record
 from duologue.log.port import LogRecord
 from duologue.store.dead_letters import DeadLetter
 from duologue.store.messages import StoredRequest
 
 
-def dead_letter(
+def dead_letter(record: LogRecord, *, error: str, cause: str, at: int) -> DeadLetter:
+    """Return what is kept of a record that could not be processed; `at` is when, milliseconds since the Unix epoch."""
+    return DeadLetter(
+        **storable_record(record, error),
+        **storable_origin(record),
+        cause=cause,
+        tries=1,
+        first_at=at,
+        last_at=at,
+    )
+
+
+def letter_of_failure(
     record: LogRecord,
+    request: StoredRequest,
     *,
+    attempt: int,
     error: str,
     cause: str,
     tries: int,
     first_at: int,
     last_at: int,
-    of: StoredRequest | None = None,
 ) -> DeadLetter:
-    """Return what is kept of a record that was given up; `of` is its message, if it could be read."""
+    """Return what is kept of a record whose reply failed, under that attempt, after so many tries at the model."""
     return DeadLetter(
         **storable_record(record, error),
         cause=cause,
         tries=tries,
         first_at=first_at,
         last_at=last_at,
-        tenant=of.tenant if of else None,
-        uid=of.uid if of else None,
-        message_id=of.message_id if of else None,
+        tenant=request.tenant,
+        uid=request.uid,
+        message_id=request.message_id,
+        conversation_id=request.conversation_id,
+        attempt=attempt,
     )

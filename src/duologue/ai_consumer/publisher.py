@@ -35,9 +35,9 @@ class Publisher:
         async with lock:
             if request.echo is not None:
                 await request.echo
-            if isinstance(record, ReplyFailed):
-                await self._box.append(request.delivery.record, record.reason, record.cause)
             await self._append(request, record)
+        if isinstance(record, ReplyFailed):  # after the outcome: no trouble with that topic keeps it from its user
+            await self._box.append(request.delivery.record, record.reason, record.cause)
         self._completer.mark_published(record.reply_id)
         request.delivery.done()
 

@@ -55,7 +55,7 @@ from duologue.observability.metrics import (
     STORE_SECONDS,
 )
 from duologue.store.database import Database, StoreRefused
-from duologue.store.dead_letters import insert_dead_letters
+from duologue.store.dead_letters import keep_dead_letter
 from duologue.store.messages import Refused, Stored, StoredRequest
 from duologue.store.replies import Claimed
 
@@ -439,9 +439,8 @@ class AiConsumer:
         return self._tasks.spawn(work)
 
     async def _keep(self, record: LogRecord, error: str, cause: str) -> None:
-        now = self._clock()
-        letter = dead_letter(record, error=error, cause=cause, tries=1, first_at=now, last_at=now)
-        await self._database.write(insert_dead_letters, [letter])
+        letter = dead_letter(record, error=error, cause=cause, at=self._clock())
+        await self._database.write(keep_dead_letter, letter)
 
     async def _on_poisoned_echo(self, user: UserKey, frame: DurableFrame, error: RedisCommandError) -> None:
         """Redis refuses an echo for its data: the message is answered nevertheless, and this is told to operators."""

@@ -22,3 +22,4 @@ BeforeMessage: TypeAlias = Annotated[
 ConversationId: TypeAlias = Annotated[str, Path(pattern=ID_PATTERN, description="One of the caller's conversations.")]
 CharacterId: TypeAlias = Annotated[str, Path(pattern=ID_PATTERN, description="A character's id.")]
 Slug: TypeAlias = Annotated[str, Path(pattern=SLUG_PATTERN, description="A character's slug.")]
+LetterId: TypeAlias = Annotated[str, Path(pattern=ID_PATTERN, description="A dead letter's id.")]

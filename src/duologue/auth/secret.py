@@ -12,6 +12,8 @@ from duologue.domain.errors import StartRefused
 MIN_SECRET_BYTES: Final = 32
 """HS256 asks for a key at least as long as its hash (RFC 7518, section 3.2)."""
 
+_NAME: Final = "jwt_secret"
+
 
 def checked_secret(secret: str) -> str:
     """Return `secret` if it is long enough to sign with.
@@ -24,6 +26,18 @@ def checked_secret(secret: str) -> str:
     return secret
 
 
+def kept_secret(data_dir: Path) -> str | None:
+    """Return the secret kept in `data_dir`, None if none was made there yet or this user may not read it.
+
+    Raises:
+        StartRefused: the file is there and holds less than a secret.
+    """
+    try:
+        return checked_secret((data_dir / _NAME).read_text(encoding="ascii").strip())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+
+
 def secret_of(data_dir: Path) -> str:
     """Return the secret kept in `data_dir/jwt_secret`, made on the first call (mode 0600).
 
@@ -32,7 +46,7 @@ def secret_of(data_dir: Path) -> str:
     Raises:
         StartRefused: the file is there and holds less than a secret.
     """
-    path = data_dir / "jwt_secret"
+    path = data_dir / _NAME
     if path.exists():
         return checked_secret(path.read_text(encoding="ascii").strip())
     secret = secrets.token_urlsafe(48)

@@ -1,7 +1,8 @@
 """Access tokens: JWT (RFC 7519) signed with HS256.
 
 Claims: `sub` the userid, `exp` and `iat` in seconds, `uid` the user's row, `tenant`, `kind`, `name`. A product's own
-backend may sign tokens too: `sub` and `exp` are all that it must set.
+backend may sign tokens too: `sub` and `exp` are all that it must set. `role` (a text) or `roles` (a list) with
+`operator` opens operations; the program issues such tokens on its command line only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ ALGORITHM: Final = "HS256"
 MAX_TOKEN_CHARACTERS: Final = 4096
 """A longer token is refused before anything of it is parsed."""
 
+OPERATOR: Final = "operator"
+
 Kind = Literal["guest", "account", "external"]
 
 _OPTIONS: Final[Any] = {
@@ -35,7 +38,7 @@ class Identity(msgspec.Struct, frozen=True):
     """Whom a token stands for.
 
     `uid` is the user's row in the store, None in tokens that a product's own backend signed. `username` is what people
-    read. `expires_at` is milliseconds since the Unix epoch.
+    read. `expires_at` is milliseconds since the Unix epoch. `operator` tells whether it opens operations too.
     """
 
     user: UserKey
@@ -43,6 +46,7 @@ class Identity(msgspec.Struct, frozen=True):
     username: str
     kind: Kind
     expires_at: int
+    operator: bool = False
 
 
 class TokenIssuer:
@@ -65,6 +69,12 @@ class TokenIssuer:
         }
         if name is not None:
             claims["name"] = name
+        return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
+
+    def issue_operator(self, name: str, *, lifetime_seconds: int) -> str:
+        """Return a token for the operator `name`, who need not be a user, that holds for `lifetime_seconds`."""
+        now = self._clock() // 1000
+        claims = {"sub": name, "role": OPERATOR, "iat": now, "exp": now + lifetime_seconds}
         return jwt.encode(claims, self._secret, algorithm=ALGORITHM)
 
 
@@ -115,7 +125,13 @@ def _identity(claims: Mapping[str, Any]) -> Identity:
         username=name if isinstance(name, str) and name else user_id,
         kind=kind,
         expires_at=_milliseconds(expires),
+        operator=_is_operator(claims),
     )
+
+
+def _is_operator(claims: Mapping[str, Any]) -> bool:
+    roles = claims.get("roles")
+    return claims.get("role") == OPERATOR or (isinstance(roles, list) and OPERATOR in roles)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -6,7 +6,7 @@ form: a reader refuses what is newer than it knows, since it cannot tell what it
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -142,6 +142,37 @@ def decode_outcome(value: bytes) -> OutcomeRecord:
         RecordUnreadable: it is not such a record, of a newer version, or too large.
     """
     return _checked(_outcome_decoder, value)
+
+
+_Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a record is about, as far as it can be told. `attempt` is that of an outcome, None in other records."""
+
+    type: str = ""
+    tenant: _Id | None = None
+    uid: _Id | None = None
+    message_id: _Id | None = None
+    conversation_id: _Id | None = None
+    attempt: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+
+
+_UNKNOWN: Final = Origin()
+_OUTCOME_TYPES: Final = frozenset({"reply_completed", "reply_failed"})
+_origin_decoder: msgspec.json.Decoder[Origin] = msgspec.json.Decoder(Origin)
+
+
+def origin_of(value: bytes) -> Origin:
+    """Return what a record is about, also of one that `decode_incoming` or `decode_outcome` refuses, if that can be
+    told: a newer version says it in the same fields. What is too large is not looked into."""
+    if len(value) > 4 * MAX_RECORD_BYTES:
+        return _UNKNOWN
+    try:
+        origin = _origin_decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _UNKNOWN
+    return origin if origin.type in _OUTCOME_TYPES else msgspec.structs.replace(origin, attempt=None)
 
 
 def _checked(decoder: msgspec.json.Decoder[_Record], value: bytes) -> _Record:

@@ -19,7 +19,7 @@ from duologue.domain.ids import UserKey
 from duologue.domain.records import RESPONSES_TOPIC, OutcomeRecord, decode_outcome
 from duologue.engines.redis import RedisCommandError
 from duologue.log.committer import Delivery, Holding
-from duologue.log.dead_letters import DeadLetterBox, storable_record
+from duologue.log.dead_letters import DeadLetterBox, storable_origin, storable_record
 from duologue.log.intake import Intake
 from duologue.log.port import Log, LogRecord, Partition
 from duologue.log.role_tasks import RoleTasks, role_tasks
@@ -27,7 +27,7 @@ from duologue.message_relay.backlog import Backlog
 from duologue.message_relay.frames import outcome_frame
 from duologue.observability.metrics import RECORDS_RELAYED
 from duologue.store.database import Database
-from duologue.store.dead_letters import DeadLetter, insert_dead_letters
+from duologue.store.dead_letters import DeadLetter, keep_dead_letter
 
 _log = structlog.get_logger(__name__)
 
@@ -151,9 +151,10 @@ class MessageRelay:
         now = self._clock()
         letter = DeadLetter(
             **storable_record(record, error),
+            **storable_origin(record),
             cause=cause,
             tries=1,
             first_at=now,
             last_at=now,
         )
-        await self._database.write(insert_dead_letters, [letter])
+        await self._database.write(keep_dead_letter, letter)

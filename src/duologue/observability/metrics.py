@@ -67,10 +67,17 @@ MODEL_TOKENS = Counter("duologue_model_tokens_total", "Tokens as the provider co
 DELTAS = Counter("duologue_deltas_total", "Pieces of replies published.")
 TAKEOVERS = Counter("duologue_takeovers_total", "Unfinished replies claimed again after their worker was gone.")
 FENCED = Counter("duologue_fenced_total", "Replies given up because a later attempt holds them.")
-DEAD_LETTERS = Counter("duologue_dead_letters_total", "Records set aside, by cause.", ["cause"])
+DEAD_LETTERS = Counter("duologue_dead_letters_total", "Records set aside, by topic and cause.", ["topic", "cause"])
 
 # message-relay
 RECORDS_RELAYED = Counter("duologue_records_relayed_total", "Outcomes applied to users' streams, by kind.", ["kind"])
+
+# api
+DEAD_LETTERS_HANDLED = Counter(
+    "duologue_dead_letters_handled_total",
+    "Dead letters that an operator replayed or dropped, by topic and action.",
+    ["topic", "action"],
+)
 
 # HTTP, every role
 HTTP_REQUESTS = Counter(

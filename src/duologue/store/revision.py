@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest migration; a test holds it equal to the one in `migrations/versions`."""
 
 _VERSION: Final = sa.table("alembic_version", sa.column("version_num", sa.Text))

@@ -195,7 +195,13 @@ dead_letters: Final = sa.Table(
     _time("last_at"),
     sa.Column("message_id", sa.Text),
     sa.Column("state", sa.Text, nullable=False),
+    sa.Column("conversation_id", sa.Text, index=True),
+    sa.Column("attempt", sa.Integer),
+    sa.Column("size", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    _time("handled_at", nullable=True),
+    sa.Column("handled_by", sa.Text),
     sa.UniqueConstraint("topic", "partition", "offset"),
+    sa.Index("ix_dead_letters_last_at_id", "last_at", "id"),
 )
 
 tombstones: Final = sa.Table(

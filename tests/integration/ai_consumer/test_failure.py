@@ -16,7 +16,7 @@ from duologue.domain.ids import UserKey
 from duologue.domain.records import INCOMING_TOPIC, StopRequested, encode
 from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError, PromptTooLong
 from duologue.llm.scripted import Pause, ScriptedModel
-from duologue.store.dead_letters import list_dead_letters
+from duologue.store.dead_letters import list_dead_letters, read_dead_letter
 
 DEAD_TOPIC = INCOMING_TOPIC + ".dlq"
 
@@ -74,9 +74,10 @@ async def test_tries_that_are_exhausted_fail_visibly_and_the_next_message_goes_o
     assert [turn.content for turn in pipeline.model.prompts[-1].messages if turn.role == "user"] == ["one", "two"]
     (letter,) = (await pipeline.database.read(list_dead_letters, None, 10)).items
     assert (letter.message_id, letter.cause, letter.tries) == (first.message_id, "http_503", 3)
-    assert letter.value == encode(first)
-    assert await pipeline.records(DEAD_TOPIC) == [encode(first)]
+    assert (letter.conversation_id, letter.attempt, letter.user_id) == (conversation.id, 1, "alice")
+    assert (await pipeline.database.read(read_dead_letter, letter.id)).value == encode(first)
     await until(lambda: at(pipeline, 3))
+    assert await pipeline.records(DEAD_TOPIC) == [encode(first)]
 
 
 async def test_prompt_too_long_for_the_model_is_asked_again_with_less_history(pipeline: Pipeline) -> None:
@@ -183,6 +184,7 @@ async def test_unreadable_records_between_good_ones_are_set_aside(pipeline: Pipe
     await until(lambda: at(pipeline, 5))
     letters = (await pipeline.database.read(list_dead_letters, None, 10)).items
     assert {(letter.offset, letter.cause) for letter in letters} == {(2, "unreadable"), (3, "unreadable")}
+    assert {letter.message_id for letter in letters} == {None, newer.message_id}
     assert (await pipeline.records(DEAD_TOPIC))[0] == b"\xff\x00 no record"
 
 
@@ -198,6 +200,7 @@ async def test_record_that_the_store_refuses_is_set_aside_alone(pipeline: Pipeli
     await until(lambda: at(pipeline, 6))
     (letter,) = (await pipeline.database.read(list_dead_letters, None, 10)).items
     assert (letter.offset, letter.cause) == (3, "refused_by_store")
+    assert (letter.user_id, letter.message_id, letter.attempt) == ("alice", batch[2].message_id, None)
 
 
 async def test_store_away_stops_nothing_for_good(pipeline: Pipeline) -> None:

@@ -25,6 +25,9 @@ async def test_openapi_lists_each_path_once(api: Api) -> None:
         "/conversations/{conversation_id}",
         "/conversations/{conversation_id}/messages",
         "/messages",
+        "/admin/dlq",
+        "/admin/dlq/{letter_id}",
+        "/admin/dlq/{letter_id}/replay",
     }
 
 
@@ -39,6 +42,7 @@ async def test_openapi_describes_each_call_its_parameters_and_its_answer(api: Ap
 async def test_openapi_asks_for_a_bearer_where_one_is_needed(api: Api) -> None:
     paths = (await _schema(api))["paths"]
     assert paths["/conversations"]["get"]["security"] == [{"HTTPBearer": []}]
+    assert all(call["security"] for path in paths if path.startswith("/admin") for call in paths[path].values())
     assert "security" not in paths["/api/characters"]["get"]
 
 

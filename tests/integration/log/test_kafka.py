@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.support.logs import Listener, append_until_acknowledged, ends, read, reading
 from tests.support.owner import Owner
 
@@ -160,3 +163,21 @@ async def test_commit_while_another_is_under_way_keeps_their_order(log: KafkaLog
         await asyncio.gather(*(consumer.commit(ends(records[:n])) for n in range(1, 41)))
     async with reading(log, TOPIC) as consumer:
         assert (await read(consumer, 1))[0].offset == records[40].offset
+
+
+async def test_record_larger_than_the_client_s_own_limit_is_read_and_what_follows_too(
+    log: KafkaLog, options: KafkaOptions
+) -> None:
+    """Where an operator has raised the topic's limit, others may append what this program never would."""
+    entry = ConfigEntry("max.message.bytes", "24000000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource("topic", options.topic_prefix + TOPIC, incremental_configs=[entry])
+    admin = AdminClient(options.client())
+    for altered in admin.incremental_alter_configs([resource]).values():
+        altered.result()
+    large = os.urandom(20_000_000)
+    other = Producer({"bootstrap.servers": options.bootstrap_servers, "message.max.bytes": 24_000_000})
+    for value in (b"before", large, b"after"):
+        other.produce(options.topic_prefix + TOPIC, value, b"key", partition=0)
+    assert other.flush(20) == 0
+    async with reading(log, TOPIC) as consumer:
+        assert [record.value for record in await read(consumer, 3)] == [b"before", large, b"after"]

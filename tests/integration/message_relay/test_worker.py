@@ -16,7 +16,7 @@ from duologue.delivery.stream import Applied, DurableFrame
 from duologue.domain.ids import UserKey
 from duologue.domain.records import RESPONSES_TOPIC, OutcomeRecord, ReplyCompleted, ReplyFailed, Usage, encode
 from duologue.engines.redis import RedisCommandError
-from duologue.store.dead_letters import list_dead_letters
+from duologue.store.dead_letters import list_dead_letters, read_dead_letter
 
 GROUP = "message-relay"
 
@@ -130,8 +130,10 @@ async def test_unreadable_outcome_is_set_aside_and_the_others_go_on(pipeline: Pi
     await pipeline.relay()
     await pipeline.answers(2)
     await until(lambda: at(pipeline, 4))
-    (letter,) = (await pipeline.database.read(list_dead_letters, None, 10)).items
+    (kept,) = (await pipeline.database.read(list_dead_letters, None, 10)).items
+    letter = await pipeline.database.read(read_dead_letter, kept.id)
     assert (letter.topic, letter.offset, letter.value, letter.cause) == (RESPONSES_TOPIC, 2, b"{}", "unreadable")
+    assert letter.headers == {"h": "v"}
     assert await pipeline.records(RESPONSES_TOPIC + ".dlq") == [b"{}"]
 
 
@@ -146,6 +148,8 @@ async def test_outcome_that_redis_refuses_is_set_aside_and_the_others_go_on(
     await until(lambda: at(pipeline, 4))
     (letter,) = (await pipeline.database.read(list_dead_letters, None, 10)).items
     assert (letter.offset, letter.cause, letter.error) == (2, "refused_by_redis", "ERR for its data")
+    refused = completed(2)
+    assert (letter.uid, letter.message_id, letter.attempt) == (refused.uid, refused.message_id, refused.attempt)
 
 
 def refuse(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:

@@ -152,6 +152,7 @@ async def test_dead_letters_are_kept_with_the_completion(ada: Scenario) -> None:
         offset=1,
         key=ada.conversation.id,
         value=b"\x00original",
+        size=9,
         headers={},
         error="every try failed",
         cause="http_503",

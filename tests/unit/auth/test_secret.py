@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from duologue.auth.secret import MIN_SECRET_BYTES, checked_secret, secret_of
+from duologue.auth.secret import MIN_SECRET_BYTES, checked_secret, kept_secret, secret_of
 from duologue.domain.errors import StartRefused
 
 
@@ -24,3 +24,11 @@ def test_secret_too_short_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "jwt_secret").write_text("")
     with pytest.raises(StartRefused):
         secret_of(tmp_path)
+
+
+def test_secret_is_found_where_it_was_made_and_never_made_by_looking(tmp_path: Path) -> None:
+    assert kept_secret(tmp_path) is None
+    assert kept_secret(tmp_path / "nowhere") is None
+    assert list(tmp_path.iterdir()) == []
+    secret = secret_of(tmp_path)
+    assert kept_secret(tmp_path) == secret

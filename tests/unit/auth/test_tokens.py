@@ -42,6 +42,24 @@ def test_token_of_a_products_backend_needs_sub_and_exp_only() -> None:
     assert _verifier().verify(_signed(aud="shop", iss="shop")) == Identity(ANN, None, "ann", "external", NOW + 60_000)
 
 
+def test_operators_token_opens_operations_and_names_no_row() -> None:
+    token = TokenIssuer(SECRET, clock=lambda: NOW).issue_operator("sue", lifetime_seconds=60)
+    identity = _verifier().verify(token)
+    assert identity == Identity(UserKey("default", "sue"), None, "sue", "external", NOW + 60_000, operator=True)
+
+
+@pytest.mark.parametrize("claims", [{"role": "operator"}, {"roles": ["author", "operator"]}])
+def test_token_of_a_products_backend_may_be_an_operators(claims: dict[str, Any]) -> None:
+    assert _verifier().verify(_signed(**claims)).operator
+
+
+@pytest.mark.parametrize(
+    "claims", [{}, {"role": "Operator"}, {"role": ["operator"]}, {"roles": "operator"}, {"roles": [["operator"]]}]
+)
+def test_token_with_another_role_is_no_operators(claims: dict[str, Any]) -> None:
+    assert not _verifier().verify(_signed(**claims)).operator
+
+
 def test_token_expires_to_the_millisecond() -> None:
     token = _signed()
     assert _verifier(NOW + 59_999).verify(token).user == ANN
