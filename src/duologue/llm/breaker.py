@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging import INFO, WARNING
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self, TypeGuard
 
@@ -194,7 +195,7 @@ class CircuitBreaker:
         self._failures = self._probing = self._passed = 0
         BREAKER_STATE.labels(self.provider).set(_STATE_NUMBERS[state])
         BREAKER_TRANSITIONS.labels(self.provider, state).inc()
-        _log.warning("breaker_turned", provider=self.provider, state=state, **why)
+        _log.log(WARNING if state == "open" else INFO, "breaker_turned", provider=self.provider, state=state, **why)
 
 
 class Permit:
