@@ -106,6 +106,7 @@ class ClientConnection:
         self._history = history
         self._draw = draw
         self._outbox = Outbox(capacity=options.max_unacknowledged, resend_refused=options.resend_refused)
+        self._stops: dict[str, list[str]] = {}
         self._typing = TypingTeller()
         self._typing_elsewhere = TypingElsewhere()
         self._policy = ReconnectPolicy()
@@ -170,7 +171,9 @@ class ClientConnection:
 
     def stop(self, message_id: str) -> str:
         """Ask to end the reply to `message_id`. Returns the frame's `id`; see `send`."""
-        return self.send_frame({"type": "stop", "message_id": message_id, **self._conversation_of(message_id)})
+        frame_id = self.send_frame({"type": "stop", "message_id": message_id, **self._conversation_of(message_id)})
+        self._stops.setdefault(message_id, []).append(frame_id)
+        return frame_id
 
     def regenerate(self, message_id: str, *, attempt: int | None = None) -> str:
         """Ask for another answer to `message_id`.
@@ -343,6 +346,10 @@ class ClientConnection:
         self._typing_elsewhere.feed(frame, now=self._now())
         if self._outbox.answered(frame, now=self._now()) and frame["type"] == "error":
             self._note_refusal(str(frame["id"]), frame)
+        if exchange is not None and exchange.ended:
+            # Sent again later, for want of an answer, a stop could end another answer that was asked for meanwhile.
+            for frame_id in self._stops.pop(exchange.message_id, ()):
+                self._outbox.drop(frame_id)
         if frame.get("type") == "connection":
             self._attached(frame)
             await self._emit(Open(frame))

@@ -76,6 +76,10 @@ class Outbox:
         del self._entries[str(frame_id)]
         return True
 
+    def drop(self, frame_id: str) -> None:
+        """Give up a frame, if it waits."""
+        self._entries.pop(frame_id, None)
+
     def drop_larger(self, limit_bytes: int | None) -> list[str]:
         """Give up the frames larger than `limit_bytes`, or the largest if the limit is not known.
 

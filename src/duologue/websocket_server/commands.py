@@ -8,6 +8,9 @@ a later regeneration: one with an `id` is noted once the log has it, and goes th
 
 from __future__ import annotations
 
+import hashlib
+from typing import Final
+
 import msgspec
 
 from duologue.delivery.stream import CommandNote, RateLimit, UserStreams
@@ -16,10 +19,13 @@ from duologue.domain.errors import Rejected
 from duologue.domain.records import RegenerateRequested, StopRequested
 from duologue.protocol.codes import ErrorCode
 from duologue.protocol.frames import Regenerate, Stop
+from duologue.store.conversations import owned_conversation
 from duologue.store.database import Database
 from duologue.store.targets import Target, find_target
 from duologue.websocket_server.admission import Admitted, Command, rate_limited
 from duologue.websocket_server.places import Author, Places
+
+_UNFINISHED: Final = "the reply is not finished yet"
 
 
 class _Regeneration(msgspec.Struct, frozen=True):
@@ -146,15 +152,18 @@ class Commands:
         return _Regeneration(target.conversation_id, attempt, repeated)
 
     async def _refuse_unstored(self, author: Author, frame: Regenerate) -> None:
-        """A message that the store does not have may be on the log, on its way there."""
-        if await self._streams.conversation_of(author.identity.user, frame.message_id) is not None:
-            raise Rejected(ErrorCode.STILL_GENERATING, "the reply is not finished yet")
+        """A message that the store does not have may be on its way there, or deleted with its conversation."""
+        conversation = await self._streams.conversation_of(author.identity.user, frame.message_id)
+        if conversation is None:
+            return
+        if await self._database.read(owned_conversation, author.place.uid, conversation) is not None:
+            raise Rejected(ErrorCode.STILL_GENERATING, _UNFINISHED)
 
 
 def _check(target: Target, attempt: int) -> None:
     """Refuse a regeneration of what cannot be replaced."""
     if not target.finished:
-        raise Rejected(ErrorCode.STILL_GENERATING, "the reply is not finished yet")
+        raise Rejected(ErrorCode.STILL_GENERATING, _UNFINISHED)
     if attempt > target.attempt:
         raise Rejected(ErrorCode.MESSAGE_NOT_FOUND, "there is no such attempt at this message")
     if not target.is_last:
@@ -162,5 +171,7 @@ def _check(target: Target, attempt: int) -> None:
 
 
 def _key(kind: str, frame: Stop | Regenerate) -> str | None:
-    """Return what tells a repeat: `id` and message; None without an `id`."""
-    return None if frame.id is None else f"{kind}:{frame.message_id}:{frame.id}"
+    """Return what tells a repeat, of `id` and message and always short; None without an `id`."""
+    if frame.id is None:
+        return None
+    return hashlib.blake2b(f"{kind}:{frame.message_id}:{frame.id}".encode(), digest_size=16).hexdigest()

@@ -25,6 +25,7 @@ from duologue.domain.records import (
     StopRequested,
 )
 from duologue.log.port import LogProducer
+from duologue.store.deletion import delete_conversation
 from duologue.store.messages import Incoming, StoredRequest, store_messages
 from duologue.store.outcomes import Outcome, complete
 from duologue.store.replies import claim
@@ -214,6 +215,13 @@ async def test_regenerate_of_an_unfinished_reply_is_still_generating_before_it_i
     assert await talk.refused(type="regenerate", id="r", message_id=message) == "still_generating"
     assert await talk.refused(type="regenerate", id="r", message_id=message, attempt=1) == "still_generating"
     assert await talk.commands(1) == []
+
+
+async def test_regenerate_in_a_conversation_that_was_deleted_is_message_not_found(talk: Talk) -> None:
+    request = await talk.answered()
+    uid = request.uid
+    await talk.edge.database.write(delete_conversation, uid, request.conversation_id, wall_clock())
+    assert await talk.refused(type="regenerate", id="r", message_id=request.message_id) == "message_not_found"
 
 
 async def test_regenerate_of_another_than_the_last_message_is_not_last(talk: Talk) -> None:

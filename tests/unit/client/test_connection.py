@@ -245,6 +245,20 @@ async def test_stop_and_regenerate_name_what_the_view_shows(server: ScriptedServ
     assert client.view.exchanges["m1"].ended
 
 
+async def test_stop_that_was_not_acknowledged_when_its_reply_ended_is_not_sent_again(server: ScriptedServer) -> None:
+    async with connected(server) as client:
+        client.send("hello")
+        socket = await server.attach()
+        said = await server.next_frame()
+        await send(socket, ack(said), echo(said))
+        await client.until(lambda: "m1" in client.view.exchanges)
+        client.stop("m1")
+        assert (await server.next_frame())["type"] == "stop"
+        await send(socket, response("Hi"))
+        await client.until(lambda: client.view.exchanges["m1"].ended)
+        assert client.unacknowledged == 0
+
+
 async def test_stop_of_what_the_view_does_not_know_names_the_message_only(server: ScriptedServer) -> None:
     async with connected(server) as client:
         await server.attach()

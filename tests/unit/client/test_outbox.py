@@ -60,6 +60,14 @@ def test_temporary_refusal_settles_the_frame_if_resending_is_not_wanted() -> Non
     assert "a" not in outbox
 
 
+def test_frame_that_is_given_up_is_not_sent_again() -> None:
+    outbox = make()
+    outbox.add("a", "A", now=0)
+    outbox.drop("a")
+    outbox.drop("unknown")
+    assert outbox.take_due(0) == []
+
+
 def test_full_outbox_takes_no_more() -> None:
     outbox = make(capacity=1)
     outbox.add("a", "A", now=0)
