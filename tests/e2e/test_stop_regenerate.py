@@ -172,14 +172,17 @@ async def test_regenerate_after_a_stop_and_after_a_failure_answers(system: Syste
     async with two_devices(system) as devices:
         message = await devices.say()
         await devices.other.until("delta")
-        await devices.other.send(type="stop", id="s", message_id=message)
+        stop = {"type": "stop", "id": "s", "message_id": message}
+        await devices.other.send(**stop)
         assert (await devices.outcome())["finish_reason"] == "stopped"
         await model_server.configure(rate_500=1.0)
         await devices.one.send(type="regenerate", id="r1", message_id=message)
         failure = await devices.outcome()
         assert (failure["code"], failure["attempt"]) == ("generation_failed", 2)
-        await model_server.configure(rate_500=0.0, tokens=8, tps=0)
+        await model_server.configure(rate_500=0.0, tokens=30, tps=60)
         await devices.other.send(type="regenerate", id="r2", message_id=message)
+        await devices.one.until("delta")
+        await devices.other.send(**stop)  # a late copy ends nothing that was asked for after it
         answer = await devices.outcome()
         assert (answer["finish_reason"], answer["attempt"], answer["generation"]) == ("stop", 3, 3)
         states = [row["state"] for row in await devices.rows() if row.get("reply_to") == message]
