@@ -48,7 +48,7 @@ from duologue.websocket_server.egress import Egress
 from duologue.websocket_server.ingress import new_correlation_id
 from duologue.websocket_server.places import Author
 from duologue.websocket_server.transport import transport_of
-from duologue.websocket_server.typing_notices import TYPING_BURST, TYPING_PER_SECOND, Allowance
+from duologue.websocket_server.typing_notices import TYPING_BURST, TYPING_PER_SECOND, TokenBucket
 
 if TYPE_CHECKING:
     from duologue.websocket_server.server import WebSocketServer
@@ -95,7 +95,7 @@ class Connection:
         self._author: Author | None = None
         self._appends: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._typing: Allowance | None = None
+        self._typing: TokenBucket | None = None
 
     @property
     def identity(self) -> Identity:
@@ -309,7 +309,7 @@ class Connection:
         if self._draining or self._author is None:
             return
         if self._typing is None:  # most connections never tell
-            self._typing = Allowance(TYPING_BURST, TYPING_PER_SECOND)
+            self._typing = TokenBucket(TYPING_BURST, TYPING_PER_SECOND)
         if not self._typing.take(asyncio.get_running_loop().time()):
             return
         try:

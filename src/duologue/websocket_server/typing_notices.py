@@ -15,8 +15,8 @@ TYPING_PER_SECOND: Final = 1.0
 """How often a socket may tell: enough for whoever says every few seconds that they still type."""
 
 
-class Allowance:
-    """So many at once, and so many a second (a token bucket). Times are seconds of a monotonic clock."""
+class TokenBucket:
+    """So many at once, and so many a second. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")
 
