@@ -134,6 +134,9 @@ async def test_buttons_stop_the_reply_and_ask_for_another_also_on_another_tab(
     await expect(page.replies.locator(".note")).to_contain_text("Stopped.")
     await expect(page.stop).to_be_hidden()
     await model_server.until(lambda stats: stats["abandoned"] == 1)
+    await other.page.reload()
+    assert await other.until_complete() == stopped
+    await expect(other.replies.locator(".note")).to_contain_text("Stopped.")
     await model_server.configure(tokens=30, tps=30, echo=True)
     await page.regenerate.click()
     await other.until_writing()
