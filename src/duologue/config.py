@@ -176,9 +176,10 @@ class Settings(BaseSettings):
     user_rate_limit_window_seconds: int = _setting(60, "Length of that window.", "Limits", ge=1)
     token_rate_limit_max_requests: int = _setting(60, "Tokens issued to one address in a minute.", "Limits", ge=1)
     max_connections_per_user: int = _setting(10, "Sockets of one user on one server.", "Limits", ge=1)
-    max_frame_bytes: int = _setting(64 * 1024, "Largest frame from a client.", "Limits", ge=1024)
+    # With these bounds a message, and its outcome with the longest reply, fit into a record of the log.
+    max_frame_bytes: int = _setting(64 * 1024, "Largest frame from a client.", "Limits", ge=1024, le=900_000)
     max_content_characters: int = _setting(8000, "Longest message.", "Limits", ge=1)
-    max_metadata_bytes: int = _setting(1024, "Largest metadata of a message.", "Limits", ge=0)
+    max_metadata_bytes: int = _setting(1024, "Largest metadata of a message.", "Limits", ge=0, le=65_536)
     send_queue_bytes: int = _setting(
         1024 * 1024, "What waits for one socket at most before it is closed.", "Limits", ge=65536
     )

@@ -84,3 +84,11 @@ def test_invalid_secret_is_refused_without_telling_it(monkeypatch: pytest.Monkey
     with pytest.raises(StartRefused) as refused:
         load_settings(tmp_path / ".env")
     assert "sk-very-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("line", ["MAX_FRAME_BYTES=900001", "MAX_METADATA_BYTES=65537"])
+def test_setting_with_which_a_message_would_not_fit_into_a_record_is_refused(tmp_path: Path, line: str) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(line)
+    with pytest.raises(StartRefused, match=line.partition("=")[0]):
+        load_settings(env_file)

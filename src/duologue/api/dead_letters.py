@@ -94,15 +94,18 @@ def router(
 ) -> APIRouter:
     """Serve `/admin/dlq`, for operators."""
     api = APIRouter(tags=["Operations"])
-    _serve_reading(api, database, operator_only)
+    _serve_reading(api, database, operator_only, clock)
     _serve_handling(api, Replays(database, producer, clock), operator_only)
     return api
 
 
-def _serve_reading(api: APIRouter, database: Database, operator_only: OperatorOnly) -> None:
+def _serve_reading(api: APIRouter, database: Database, operator_only: OperatorOnly, clock: Clock) -> None:
     @api.get("/admin/dlq", summary="Dead letters, the newest first", dependencies=[Depends(operator_only)])
     async def list_all(
-        state: Annotated[DeadLetterState | None, Query(description="Only those of this state.")] = None,
+        state: Annotated[
+            DeadLetterState | None,
+            Query(description="Only those of this state. Among the open ones are those whose replay never ended."),
+        ] = None,
         topic: Annotated[str | None, Query(max_length=100, description="Only those of this topic.")] = None,
         cause: Annotated[str | None, Query(max_length=100, description="Only those with this cause.")] = None,
         user: Annotated[str | None, Query(max_length=64, description="Only those about this userid.")] = None,
@@ -110,7 +113,7 @@ def _serve_reading(api: APIRouter, database: Database, operator_only: OperatorOn
         limit: Limit = DEFAULT_LIMIT,
     ) -> DeadLetterList:
         which = DeadLetterFilter(state=state, topic=topic, cause=cause, user=user)
-        page = await database.read(list_dead_letters, cursor, limit, which)
+        page = await database.read(list_dead_letters, cursor, limit, which, clock())
         return DeadLetterList(items=[_item(letter) for letter in page.items], next_cursor=page.next_cursor)
 
     @api.get(

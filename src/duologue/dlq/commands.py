@@ -148,7 +148,8 @@ def _handle(
     if bool(ids) == (which is not None):
         raise StartRefused(f"say which dead letters to {action}: their ids, or --all")
     if which is not None:
-        ids = [letter["id"] for letter in _on_server(url, token, lambda dlq: _take(dlq, which, _MOST))]
+        found = _on_server(url, token, lambda dlq: _take(dlq, which, _MOST))
+        ids = [letter["id"] for letter in reversed(found)]  # oldest first: a conversation is answered in its order
     ids = list(dict.fromkeys(ids))
     if len(ids) > 1 and not yes:
         _ask(f"{action.capitalize()} {len(ids)} dead letters?")

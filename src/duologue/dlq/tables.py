@@ -76,7 +76,7 @@ def _indented(value: Any) -> str:
     try:
         return json.dumps(value, indent=2, ensure_ascii=False)
     except RecursionError:
-        return str(value)
+        return "(JSON that is nested too deep to be shown)"
 
 
 def _hex_line(at: int, piece: bytes) -> str:

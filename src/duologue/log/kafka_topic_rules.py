@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 from duologue.domain.errors import StartRefused
 from duologue.log.kafka_options import MAX_RECORD_BYTES, KafkaOptions
 
+LEAST_RECORD_BYTES: Final = 1_040_000
+"""The largest record of ours, and what goes with it. Kafka's own default is a little more."""
 RETENTION_MS: Final = 7 * 24 * 3600 * 1000
 
 
@@ -50,7 +52,7 @@ def require_shape(topic: TopicState, options: KafkaOptions) -> None:
 
 
 def require_settings(topic: TopicState, settings: Mapping[str, str], options: KafkaOptions) -> None:
-    """Refuse settings by which an acknowledged record can be lost, or none can be written.
+    """Refuse settings by which an acknowledged record can be lost, or some or none can be written.
 
     Raises:
         StartRefused: see above; the message says what to do.
@@ -65,6 +67,11 @@ def require_settings(topic: TopicState, settings: Mapping[str, str], options: Ka
         raise StartRefused(
             f"topic {topic.name} has {topic.replicas} replicas and min.insync.replicas {in_sync}: nothing can be "
             "written; lower the one or add to the other"
+        )
+    if int(settings["max.message.bytes"]) < LEAST_RECORD_BYTES:
+        raise StartRefused(
+            f"topic {topic.name} takes records of {settings['max.message.bytes']} bytes at most, and a long reply is "
+            f"larger: set its max.message.bytes to {MAX_RECORD_BYTES}, {LEAST_RECORD_BYTES} at least"
         )
     if "compact" in settings["cleanup.policy"]:
         raise StartRefused(

@@ -184,12 +184,22 @@ def count_dead_letters(conn: Connection) -> int:
 
 
 def list_dead_letters(
-    conn: Connection, cursor: str | None, limit: int, which: DeadLetterFilter = _ALL
+    conn: Connection, cursor: str | None, limit: int, which: DeadLetterFilter = _ALL, now: int = 0
 ) -> DeadLetterPage:
-    """Return a page, the newest first. Raises Rejected for a cursor that is none of ours."""
+    """Return a page, the newest first.
+
+    Args:
+        cursor: `next_cursor` of the page before; `limit` is how many at most.
+        which: restricts them. Among the `open` ones are those whose replay has begun and did not end in its time.
+        now: milliseconds since the Unix epoch, where the store has no clock of its own.
+
+    Raises:
+        Rejected: the cursor is none of ours.
+    """
     place = decode_cursor(cursor) if cursor else _END
     statement = _PAGE.where(*_conditions(which))
-    rows = conn.execute(statement, {"at": place.at, "id": place.id, "limit": limit + 1}).mappings().all()
+    values = {"at": place.at, "id": place.id, "limit": limit + 1, "now": now}
+    rows = conn.execute(statement, values).mappings().all()
     items = [DeadLetterSummary(**row) for row in rows[:limit]]
     more = encode_cursor(Place(items[-1].last_at, items[-1].id)) if len(rows) > limit else None
     return DeadLetterPage(items, more)
@@ -286,8 +296,10 @@ def _is_message_deleted(conn: Connection, message_id: str) -> bool:
 
 def _conditions(which: DeadLetterFilter) -> list[sa.ColumnElement[bool]]:
     table = dead_letters.c
-    equal = ((table.state, which.state), (table.topic, which.topic), (table.cause, which.cause))
-    conditions = [column == value for column, value in equal if value is not None]
+    equal = ((table.topic, which.topic), (table.cause, which.cause))
+    conditions: list[sa.ColumnElement[bool]] = [column == value for column, value in equal if value is not None]
+    if which.state is not None:
+        conditions.append(_IS_FREE if which.state == "open" else table.state == which.state)
     if which.user is not None:
         conditions.append(table.user_id.in_(sa.select(users.c.id).where(users.c.userid == which.user)))
     return conditions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from tests.support.pipeline import Pipeline, open_pipeline, reply_states, until
 
 from duologue.cluster.valkey import ValkeyServer
 from duologue.domain.clock import wall_clock
+from duologue.domain.errors import LogUnavailable
 from duologue.domain.ids import UserKey
 from duologue.domain.records import INCOMING_TOPIC, StopRequested, encode
 from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError, PromptTooLong
@@ -76,6 +77,31 @@ async def test_tries_that_are_exhausted_fail_visibly_and_the_next_message_goes_o
     assert (letter.message_id, letter.cause, letter.tries) == (first.message_id, "http_503", 3)
     assert (letter.conversation_id, letter.attempt, letter.user_id) == (conversation.id, 1, "alice")
     assert (await pipeline.database.read(read_dead_letter, letter.id)).value == encode(first)
+    await until(lambda: at(pipeline, 3))
+    assert await pipeline.records(DEAD_TOPIC) == [encode(first)]
+
+
+async def test_failure_reaches_its_user_while_the_dead_letter_topic_is_away(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, away = pipeline.log.producer.append, True
+
+    async def failing(topic: str, key: str, value: bytes, headers: Mapping[str, str]) -> None:
+        if away and topic == DEAD_TOPIC:
+            raise LogUnavailable("away")
+        await append(topic, key, value, headers)
+
+    monkeypatch.setattr(pipeline.log.producer, "append", failing)
+    await pipeline.relay()
+    await pipeline.consumer()
+    pipeline.model.play(ModelRefused("no such model", cause="http_404"))
+    conversation = await pipeline.conversation()
+    first = await pipeline.say(conversation, "one")
+    await pipeline.say(conversation, "two")
+    failure, answer = await pipeline.answers(2)
+    assert (failure["code"], answer["content"]) == ("generation_failed", "You said: two")
+    assert await pipeline.position() == 1  # its record is not done before its copy is there
+    away = False
     await until(lambda: at(pipeline, 3))
     assert await pipeline.records(DEAD_TOPIC) == [encode(first)]
 

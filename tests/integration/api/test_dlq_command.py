@@ -163,11 +163,11 @@ async def test_replay_of_more_than_one_asks_and_without_anybody_to_answer_does_n
 
 
 @pytest.mark.usefixtures("url")
-async def test_replay_of_all_takes_those_that_meet_the_filters(api: Api) -> None:
+async def test_replay_of_all_takes_those_that_meet_the_filters_the_oldest_first(api: Api) -> None:
     await _keep(api, 2)
-    await _keep(api, 2, topic=RESPONSES_TOPIC)
+    ids = await _keep(api, 2, topic=RESPONSES_TOPIC)
     done = await _json("replay", "--all", "--topic", "responses", "--yes")
-    assert [item["state"] for item in done["items"]] == ["replayed"] * 2
+    assert done["items"] == [{"id": letter_id, "state": "replayed"} for letter_id in ids[2:]]
     assert await _states(api) == ["open", "open", "replayed", "replayed"]
     assert (await _run("replay", "--all", "--topic", "responses")).stdout == "No dead letters.\n"
 

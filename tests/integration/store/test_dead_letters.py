@@ -162,6 +162,11 @@ async def test_replay_that_was_undone_can_be_begun_again(database: Database) -> 
     await database.write(begin_replay, letter_id, "bob", NOW)
 
 
+async def _open(database: Database) -> list[str]:
+    page = await database.read(list_dead_letters, None, 10, DeadLetterFilter(state="open"), NOW)
+    return [row.id for row in page.items]
+
+
 def _begun_long_ago(conn: Connection, letter_id: str) -> None:
     at = dead_letters.c.handled_at - REPLAY_LEASE_MS - 1000
     conn.execute(sa.update(dead_letters).where(dead_letters.c.id == letter_id).values(handled_at=at))
@@ -170,7 +175,9 @@ def _begun_long_ago(conn: Connection, letter_id: str) -> None:
 async def test_replay_whose_process_died_can_be_begun_again_after_its_time(database: Database) -> None:
     letter_id = await _kept(database, _letter())
     dead = await database.write(begin_replay, letter_id, "eve", NOW)
+    assert await _open(database) == []
     await database.write(_begun_long_ago, letter_id)
+    assert await _open(database) == [letter_id]
     await database.write(begin_replay, letter_id, "bob", NOW + 1)
     await database.write(undo_replay, dead)  # it was not dead after all, and has failed: the other one goes on
     assert await _state(database, letter_id) == "replaying"

@@ -9,6 +9,7 @@ from duologue.domain.errors import RecordUnreadable
 from duologue.domain.records import (
     MAX_RECORD_BYTES,
     MessageSubmitted,
+    Origin,
     OutcomeRecord,
     RegenerateRequested,
     ReplyCompleted,
@@ -18,6 +19,7 @@ from duologue.domain.records import (
     decode_incoming,
     decode_outcome,
     encode,
+    origin_of,
 )
 
 _USER: dict[str, Any] = {"tenant": "default", "user_id": "ada", "uid": "u1"}
@@ -74,3 +76,29 @@ def test_outcome_record_encoded_and_decoded_is_the_same(record: OutcomeRecord) -
 def test_incoming_record_malformed_or_newer_is_unreadable(value: bytes) -> None:
     with pytest.raises(RecordUnreadable):
         decode_incoming(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "attempt"),
+    [(b'{"type":"reply_failed","attempt":3}', 3), (b'{"type":"regenerate_requested","attempt":3}', None)],
+)
+def test_origin_has_the_attempt_of_an_outcome_alone(value: bytes, attempt: int | None) -> None:
+    assert origin_of(value).attempt == attempt
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\xff",
+        b"",
+        b"[]",
+        b"[" * 10_000,
+        b'{"uid":7}',
+        b'{"uid":"' + b"x" * 65 + b'"}',
+        b'{"uid":"a\\u0000b"}',
+        b'{"uid":"u","x":"' + b"y" * (4 * MAX_RECORD_BYTES) + b'"}',
+    ],
+    ids=["bytes", "empty", "list", "deep", "number", "long", "nul", "huge"],
+)
+def test_origin_of_what_tells_none_is_unknown(value: bytes) -> None:
+    assert origin_of(value) == Origin()

@@ -34,9 +34,10 @@ def test_topic_of_another_shape_is_refused(partitions: int, replicas: int, words
         ({"min.insync.replicas": "1"}, "KAFKA_MIN_INSYNC_REPLICAS to 1"),
         ({"min.insync.replicas": "4"}, "nothing can be written"),
         ({"cleanup.policy": "compact,delete"}, "is compacted"),
+        ({"max.message.bytes": "1000000"}, "set its max.message.bytes"),
     ],
 )
-def test_topic_that_can_lose_what_it_acknowledged_is_refused(change: dict[str, str], words: str) -> None:
+def test_topic_that_can_lose_or_refuse_what_was_accepted_is_refused(change: dict[str, str], words: str) -> None:
     with pytest.raises(StartRefused, match=words):
         require_settings(TOPIC, {**SETTINGS, **change}, OPTIONS)
 
