@@ -26,10 +26,12 @@ from duologue.auth.secret import checked_secret, secret_of
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
 from duologue.config import Settings
 from duologue.delivery.hub import Hub
+from duologue.delivery.load import LoadBoard
 from duologue.delivery.roster import Announcement, Counts, Roster
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
+from duologue.domain.records import INCOMING_TOPIC
 from duologue.engines.data_dir import locked_data_dir, made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.redis_address import shared_redis_url
@@ -50,6 +52,7 @@ from duologue.runner import Role, Runner, bind, http_server, raise_file_limit
 from duologue.store.database import Database, backend_of, open_database
 from duologue.store.migrate import migrate, migrate_sql
 from duologue.websocket_server import app as socket_routes
+from duologue.websocket_server.load import LoadGate
 from duologue.websocket_server.server import WebSocketServer
 from duologue.websocket_server.transport import SocketProtocol
 
@@ -222,7 +225,12 @@ async def _open_engines(settings: Settings, redis_url: str, database_url: str) -
     shared = bool(shared_redis_url(settings))
     async with AsyncExitStack() as stack:
         log = await stack.enter_async_context(_open_log(settings, redis_url))
-        redis = Redis(redis_url, name="delivery", scripts=(*UserStreams.scripts, *Roster.scripts), may_be_away=shared)
+        redis = Redis(
+            redis_url,
+            name="delivery",
+            scripts=(*UserStreams.scripts, *Roster.scripts, *LoadBoard.scripts),
+            may_be_away=shared,
+        )
         await stack.enter_async_context(redis)
         database = await stack.enter_async_context(open_database(database_url, pool_size=settings.database_pool_size))
         # Of a Redis that is not the log's nobody has checked that it keeps every write (rule Epoch).
@@ -306,6 +314,11 @@ async def _websocket_server(settings: Settings, engines: Engines, secret: str) -
             streams=engines.streams,
             database=engines.database,
             verifier=TokenVerifier(secret),
+            load=LoadGate(
+                LoadBoard(engines.redis),
+                limit_seconds=settings.overload_seconds,
+                partition_of=partial(engines.log.partition_of, INCOMING_TOPIC),
+            ),
         )
 
         async def feed() -> None:
@@ -328,7 +341,12 @@ async def _websocket_server(settings: Settings, engines: Engines, secret: str) -
 
 def _ai_consumer(settings: Settings, engines: Engines, models: ModelChain) -> Part:
     consumer = AiConsumer(
-        log=engines.log, database=engines.database, streams=engines.streams, models=models, settings=settings
+        log=engines.log,
+        database=engines.database,
+        streams=engines.streams,
+        board=LoadBoard(engines.redis),
+        models=models,
+        settings=settings,
     )
     first, *others = models.providers
     checks: dict[str, health.Check] = {"model": partial(_provider_state, first)}

@@ -186,6 +186,18 @@ class Settings(BaseSettings):
     max_pending_messages: int = _setting(
         20_000, "Messages a consumer holds in memory before it stops reading a partition.", "Limits", ge=1
     )
+    max_pending_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "What these weigh on the log at most; in memory it is about four times as much.",
+        "Limits",
+        ge=1,
+    )
+    user_max_pending: int = _setting(
+        300, "Messages of one user that wait for their outcome at most.", "Limits", ge=1, le=300
+    )
+    overload_seconds: float = _setting(
+        60.0, "Expected wait for the beginning of a reply beyond which messages are refused.", "Limits", gt=0
+    )
     log_timeout_seconds: float = _setting(5.0, "Longest wait for the log's acknowledgement.", "Limits", gt=0)
 
     @field_validator("allowed_models", "fallback_models", "trusted_proxies", mode="before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -60,6 +61,14 @@ async def test_record_read_tells_topic_and_time_of_append(logs: LogUnderTest) ->
         [record] = await read(consumer, 1)
     assert record.partition.topic == TOPIC
     assert before <= record.timestamp <= after
+
+
+async def test_record_is_in_the_partition_that_its_key_was_said_to_go_to(logs: LogUnderTest) -> None:
+    keys = ["", "k", "schlüssel 🔑", *(str(uuid.uuid4()) for _ in range(30))]
+    async with logs.open() as log, reading(log, TOPIC) as consumer:
+        await asyncio.gather(*(log.producer.append(TOPIC, key, b"v", {}) for key in keys))
+        for record in await read(consumer, len(keys)):
+            assert record.partition.number == log.partition_of(TOPIC, record.key)
 
 
 async def test_append_many_at_once_keeps_order_of_calls_for_each_key(logs: LogUnderTest) -> None:

@@ -17,6 +17,7 @@ from tests.support.socket_client import WAIT_SECONDS, Client, connected
 from duologue.auth.tokens import TokenIssuer, TokenVerifier
 from duologue.config import Settings
 from duologue.delivery.hub import Hub
+from duologue.delivery.load import LoadBoard
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.ids import DEFAULT_TENANT, UserKey
@@ -35,6 +36,7 @@ from duologue.store.database import Database, open_database
 from duologue.store.migrate import migrate
 from duologue.store.users import create_guest
 from duologue.websocket_server.app import router
+from duologue.websocket_server.load import LoadGate
 from duologue.websocket_server.server import WebSocketServer
 from duologue.websocket_server.transport import SocketProtocol
 
@@ -70,6 +72,7 @@ class Edge:
         self.url = ""
         self.server: WebSocketServer
         self.streams: UserStreams
+        self.load: LoadGate
         self.hub: Hub
         self.database: Database
         self.log: Log
@@ -140,6 +143,9 @@ async def running_edge(
         edge.streams = UserStreams(redis, durable=True)
         edge.hub = await stack.enter_async_context(Hub(valkey_url, edge.streams))
         edge.database = await stack.enter_async_context(open_database(database_url))
+        edge.load = LoadGate(
+            LoadBoard(redis), limit_seconds=edge.settings.overload_seconds, partition_of=lambda _: 0, draw=lambda: 0.0
+        )
         edge.server = WebSocketServer(
             edge.settings,
             producer=wrap(edge.log.producer),
@@ -147,6 +153,7 @@ async def running_edge(
             streams=edge.streams,
             database=edge.database,
             verifier=edge.verifier,
+            load=edge.load,
             revocation_check_seconds=revocation_check_seconds,
         )
         port = await stack.enter_async_context(_serving(edge, pings))

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from duologue.ai_consumer.worker import AiConsumer
 from duologue.config import Settings
+from duologue.delivery.load import LoadBoard
 from duologue.delivery.publication import parse
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
@@ -117,6 +118,9 @@ class PluggedLog:
         async with self._log.consumer(topic=topic, group=group, listener=listener) as consumer:
             yield _PluggedConsumer(consumer, self._commits)
 
+    def partition_of(self, topic: str, key: str) -> int:
+        return self._log.partition_of(topic, key)
+
     async def check(self) -> None:
         await self._log.check()
 
@@ -162,6 +166,7 @@ class RunningConsumer:
             log=PluggedLog(pipeline.log, self.commits, self.appends),
             database=PluggedDatabase(pipeline.database, self.store),
             streams=pipeline.streams,
+            board=pipeline.board,
             models=model if isinstance(model, ModelChain) else ModelChain.of(model),
             settings=chosen,
         )
@@ -210,6 +215,7 @@ class Pipeline:
         self.redis = redis
         self.database = database
         self.streams = UserStreams(delivery, durable=True)
+        self.board = LoadBoard(delivery)
         self.model = ScriptedModel()
         self._users: dict[UserKey, UserRow] = {}
         self._running: list[RunningConsumer | RunningRelay] = []

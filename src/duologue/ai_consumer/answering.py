@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -27,13 +26,12 @@ MAX_TAKEOVERS: Final = 5
 
 
 class Answering:
-    """Gives every reply that is not fenced an outcome. `on_stored` hears how long each took, in milliseconds."""
+    """Gives every reply that is not fenced an outcome."""
 
-    def __init__(self, completer: Completer, stops: Stops, clock: Clock, *, on_stored: Callable[[int], None]) -> None:
+    def __init__(self, completer: Completer, stops: Stops, clock: Clock) -> None:
         self._completer = completer
         self._stops = stops
         self._clock = clock
-        self._on_stored = on_stored
 
     async def outcome(self, request: Request, reply: Reply, claim: Claimed) -> OutcomeRecord | None:
         """Write a reply and store its end.
@@ -76,7 +74,6 @@ class Answering:
 
     def _report(self, reply: Reply, completion: Completion) -> None:
         since_ms = max(0, completion.completed_at - reply.request.submitted_at)
-        self._on_stored(completion.processing_time_ms or 0)
         REPLIES.labels(completion.state).inc()
         REPLY_SECONDS.observe(since_ms / 1000)
         _log.info(

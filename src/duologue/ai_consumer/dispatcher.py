@@ -8,9 +8,9 @@ but for `discard` and `drop`, which are rare.
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from duologue.domain.ids import UserKey
 from duologue.log.port import Partition
@@ -36,6 +36,21 @@ class Queueable(Protocol):
 
 
 R = TypeVar("R", bound=Queueable)
+
+
+class Waiting(NamedTuple, Generic[R]):
+    """A request that waits: how many of its conversation wait before it, and which of that runs now."""
+
+    request: R
+    ahead: int
+    running: R | None
+
+
+class Line(NamedTuple, Generic[R]):
+    """What waits of one user, about in the order in which it will start, and how many replies of theirs run."""
+
+    running: int
+    waiting: list[Waiting[R]]
 
 
 class _Conversation(Generic[R]):
@@ -89,18 +104,23 @@ class Dispatcher(Generic[R]):
         """Requests not handed out yet."""
         return self._waiting
 
-    def places(self) -> Iterator[tuple[R, int]]:
-        """Yield each waiting request with its place in the queue, from 1. An estimate: later ones of others may pass.
+    @property
+    def newcomer_place(self) -> int:
+        """The place in the queue, from 1, of a request that comes now, of a user of whom nothing else is here.
 
-        In a round robin a user's request with k of the same user before it starts after k of every user who has them.
+        Whoever has something to start comes before it once; whoever may start nothing now comes behind it later.
         """
-        waiting = [_waiting_of(user) for user in self._users.values()]
-        place, more = 1, len(waiting)
-        ends = Counter(map(len, waiting))
-        for number in range(max(ends, default=0)):
-            more -= ends[number]  # users who have further ones
-            yield from ((queue[number], place) for queue in waiting if len(queue) > number)
-            place += more
+        return len(self._round) + 1
+
+    def lines(self) -> Iterator[Line[R]]:
+        """Yield what waits of each user, in the order in which users take turns.
+
+        Requests may come and go between two lines: each is as it stands when it is reached.
+        """
+        later = [user for user in self._users.values() if not user.listed]
+        for user in [*self._round, *later]:
+            if waiting := _line_of(user):
+                yield Line(user.running, waiting)
 
     def add(self, request: R) -> None:
         """Let a request wait for its turn."""
@@ -235,7 +255,17 @@ def _by_offset(request: Queueable) -> int:
     return request.offset
 
 
-def _waiting_of(user: _User[R]) -> list[R]:
-    return sorted(
-        (each for conversation in user.conversations.values() for each in conversation.waiting), key=_by_offset
-    )
+def _line_of(user: _User[R]) -> list[Waiting[R]]:
+    """A user's conversations take turns as well; one in which a reply runs has had the first."""
+    line = [
+        Waiting(request, ahead, conversation.running)
+        for conversation in user.conversations.values()
+        for ahead, request in enumerate(conversation.waiting)
+    ]
+    if len(user.conversations) > 1:
+        line.sort(key=_turn)
+    return line
+
+
+def _turn(waiting: Waiting[R]) -> tuple[int, int]:
+    return waiting.ahead + (waiting.running is not None), waiting.request.offset

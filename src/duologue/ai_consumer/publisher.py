@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 from weakref import WeakValueDictionary
 
 from duologue.ai_consumer.completer import Completer
@@ -13,6 +14,9 @@ from duologue.log.dead_letters import DeadLetterBox
 from duologue.log.port import LogProducer
 from duologue.log.until_done import until_done
 
+MAX_UNPUBLISHED: Final = 1000
+"""Outcomes that wait for the log beside the replies that are written; from there on their slots wait with them."""
+
 
 class Publisher:
     """Appends outcomes to `responses`; while the log is away they wait."""
@@ -21,7 +25,13 @@ class Publisher:
         self._producer = producer
         self._completer = completer
         self._box = box
+        self._waiting = 0
         self._locks: WeakValueDictionary[UserKey, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def full(self) -> bool:
+        """Whether so many outcomes wait that no further reply should be written before one has left."""
+        return self._waiting >= MAX_UNPUBLISHED
 
     async def publish(self, request: Request, record: OutcomeRecord) -> None:
         """Append a stored outcome once its message's echo is applied; then the request's record is done.
@@ -29,6 +39,13 @@ class Publisher:
         Outcomes of one user go out in the order of the calls, also when an append has to be repeated: a conversation's
         later reply never overtakes.
         """
+        self._waiting += 1
+        try:
+            await self._publish(request, record)
+        finally:
+            self._waiting -= 1
+
+    async def _publish(self, request: Request, record: OutcomeRecord) -> None:
         lock = self._locks.get(request.user)
         if lock is None:
             lock = self._locks[request.user] = asyncio.Lock()

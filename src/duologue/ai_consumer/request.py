@@ -19,12 +19,13 @@ class Request:
 
     `replaces` is the attempt of the answer that another one is asked for, 0 for a message's first. `stopping` tells
     that it is to end with what is written. `reply` is what writes it, `task` what runs that or stops it, while it runs.
-    `noticed_at` (of the event loop's clock) and `noticed_place` are what its user was told last of its waiting.
+    `noticed_place` is what its user was told last of its waiting, at `noticed_at` (of the event loop's clock); while
+    that is 0 they were told nothing, and `seen_at` is when it was first found waiting.
     """
 
     __slots__ = (
         "conversation_id", "delivery", "echo", "message_id", "noticed_at", "noticed_place", "offset", "partition",
-        "record", "replaces", "reply", "stopping", "stored", "task", "user",
+        "record", "replaces", "reply", "seen_at", "stopping", "stored", "task", "user",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, record: MessageSubmitted | RegenerateRequested) -> None:
@@ -41,6 +42,7 @@ class Request:
         self.reply: Reply | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopping = False
+        self.seen_at = 0.0
         self.noticed_at = 0.0
         self.noticed_place = 0
 
@@ -48,6 +50,13 @@ class Request:
     def held(self) -> bool:
         """Whether its partition is still this worker's."""
         return self.delivery.held
+
+    @property
+    def model(self) -> str:
+        """The model that it asks for, "" for the usual one."""
+        if self.stored is not None:
+            return self.stored.model or ""
+        return (self.record.model or "") if isinstance(self.record, MessageSubmitted) else ""
 
     @property
     def reply_id(self) -> str:

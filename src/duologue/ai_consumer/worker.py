@@ -15,16 +15,19 @@ from duologue.ai_consumer.dead_letters import dead_letter
 from duologue.ai_consumer.dispatcher import Dispatcher
 from duologue.ai_consumer.leaving import Leaving
 from duologue.ai_consumer.live_text import Pace
+from duologue.ai_consumer.load import LoadFigures
 from duologue.ai_consumer.outcomes import echo_frame
 from duologue.ai_consumer.publisher import Publisher
-from duologue.ai_consumer.queue_notices import QueueNotices
+from duologue.ai_consumer.queue_notices import QueueNotices, ignored
 from duologue.ai_consumer.reply import Reply, Writing
 from duologue.ai_consumer.request import Request, Requests
+from duologue.ai_consumer.service_times import ServiceTimes
 from duologue.ai_consumer.stops import Stops
 from duologue.ai_consumer.tick import Tick, run_tick
 from duologue.ai_consumer.tries import Asking
 from duologue.config import Settings
 from duologue.delivery.applier import OrderedApplier
+from duologue.delivery.load import LoadBoard
 from duologue.delivery.stream import DurableFrame, UserStreams
 from duologue.domain.clock import Clock, wall_clock
 from duologue.domain.errors import LogUnavailable, OwnershipLost, RecordUnreadable
@@ -77,6 +80,7 @@ class AiConsumer:
         log: Log,
         database: Database,
         streams: UserStreams,
+        board: LoadBoard,
         models: ModelChain,
         settings: Settings,
         clock: Clock = wall_clock,
@@ -99,12 +103,20 @@ class AiConsumer:
             max_history_tokens=settings.history_max_tokens,
         )
         self._writing = Writing(asking=asking, streams=streams, database=database, clock=clock)
-        self._notices = QueueNotices(self._dispatcher, streams, slots=settings.workers)
+        self._streams = streams
+        self._times = ServiceTimes()
+        self._notices = QueueNotices(
+            self._dispatcher,
+            streams,
+            self._times,
+            slots=settings.workers,
+            slots_per_user=settings.user_max_workers,
+        )
         self._applier = OrderedApplier(streams, on_poison=self._on_poisoned_echo)
         self._completer = Completer(database, clock)
         self._box = DeadLetterBox(log.producer, self._keep)
         self._stops = Stops(database, streams, self._completer, owner=self._owner, clock=clock)
-        self._answering = Answering(self._completer, self._stops, clock, on_stored=self._notices.reply_took)
+        self._answering = Answering(self._completer, self._stops, clock)
         self._publisher = Publisher(log.producer, self._completer, self._box)
         self._intake = Intake(
             log,
@@ -112,7 +124,17 @@ class AiConsumer:
             group=GROUP,
             handler=self,
             max_undone=settings.max_pending_messages,
+            max_undone_bytes=settings.max_pending_bytes,
             check_store=database.check,
+        )
+        self._load = LoadFigures(
+            board,
+            consumer=settings.server_id,
+            dispatcher=self._dispatcher,
+            times=self._times,
+            intake=self._intake,
+            arriving=lambda: len(self._inbox),
+            slots=settings.workers,
         )
         self._requests = Requests()
         self._to_stop: list[Request] = []
@@ -147,6 +169,7 @@ class AiConsumer:
             self._tasks.spawn(self._start_loop(), name="start-replies")
             self._tasks.spawn(self._completer.run(), name="complete-replies")
             self._tasks.spawn(self._notices.run(), name="queue-notices")
+            self._tasks.spawn(self._load.run(), name="report-load")
             await self._intake.run()
 
     async def drain(self, seconds: float) -> None:
@@ -219,6 +242,9 @@ class AiConsumer:
         for request in fresh:
             self._dispatcher.add(request)
         taken = self._dispatcher.take()
+        now = asyncio.get_running_loop().time()
+        for request in taken:
+            self._times.began(request, request.model, now)
         to_stop, self._to_stop = self._to_stop, []
         if fresh or taken:
             await self._store(fresh, taken)
@@ -351,8 +377,11 @@ class AiConsumer:
             outcome = await self._answering.outcome(request, reply, claim)
             if outcome is None:
                 return False
-            self._vacate(request)
+            self._times.ended(request, asyncio.get_running_loop().time())
+            if not self._publisher.full:  # else its text, and others, wait in memory: nothing more is begun
+                self._vacate(request)
             await self._publisher.publish(request, outcome)
+            self._vacate(request)
             return True
 
     async def _publish_again(self, request: Request, outcome: OutcomeRecord) -> None:
@@ -393,6 +422,7 @@ class AiConsumer:
         if not request.held:
             self._leave(request)
             return
+        self._times.left(request)
         self._dispatcher.defer(request)
         self._spawn(self._reconsider(request))
 
@@ -417,6 +447,7 @@ class AiConsumer:
 
     def _vacate(self, request: Request) -> None:
         """Let the conversation and others go on; the request itself stays known until it is done."""
+        self._times.left(request)
         self._dispatcher.discard(request)
         self._wake.set()
 
@@ -426,9 +457,10 @@ class AiConsumer:
         self._forget(request)
 
     def _done(self, request: Request) -> None:
-        """Nothing is to be done for a request."""
+        """Nothing is to be done for a request: no outcome of it will take it off its user's messages without one."""
         self._leave(request)
         request.delivery.done()
+        self._streams.withdraw(request.user, request.message_id).add_done_callback(ignored)
 
     def _forget(self, request: Request) -> None:
         self._requests.forget(request)

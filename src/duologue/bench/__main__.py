@@ -78,6 +78,16 @@ def restart(users: int = 50, mode: InMode = "embedded", as_json: AsJson = False)
     _report(scenario(mode=mode, users=users), as_json)
 
 
+@app.command()
+def overload(
+    times: float = 10, seconds: float = 60, users: int = 400, mode: InMode = "embedded", as_json: AsJson = False
+) -> None:
+    """Many times more messages than a slow model sustains: what is refused and how fast, and what it does to memory."""
+    from duologue.bench.overload import overload as scenario  # noqa: PLC0415  # as above: only what is asked for
+
+    _report(scenario(mode=mode, times=times, seconds=seconds, users=users), as_json)
+
+
 def _report(scenario: Any, as_json: bool) -> None:
     raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

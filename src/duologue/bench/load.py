@@ -58,6 +58,8 @@ class LoadUser:
         self.exchanges: dict[str, Exchange] = {}
         self.errors: dict[str, int] = {}
         self.delta_delays: list[float] = []
+        self.refusals: dict[str, float] = {}
+        """Seconds from a message's frame to its refusal, by the client's own id."""
         self.socket: BareSocket | None = None
         self._by_client_id: dict[str, str] = {}
         self._sent: dict[str, float] = {}
@@ -82,6 +84,7 @@ class LoadUser:
         self.exchanges.clear()
         self.errors.clear()
         self.delta_delays.clear()
+        self.refusals.clear()
         self._sent.clear()
         self._by_client_id.clear()
 
@@ -89,6 +92,11 @@ class LoadUser:
     def unanswered(self) -> int:
         """Messages sent that have no outcome yet."""
         return len(self._sent) - sum(1 for exchange in self.exchanges.values() if exchange.answered)
+
+    @property
+    def waiting(self) -> int:
+        """Messages sent that were neither refused nor have an outcome yet."""
+        return self.unanswered - len(self.refusals)
 
     def measured(self) -> list[Exchange]:
         """Return every sent message's exchange, also of those that nothing came of."""
@@ -103,6 +111,8 @@ class LoadUser:
         frame = _decoder.decode(text)
         if frame.type == "error" and frame.message_id is None:
             self.errors[frame.code or ""] = self.errors.get(frame.code or "", 0) + 1
+            if frame.id in self._sent:
+                self.refusals[frame.id] = time.perf_counter() - self._sent[frame.id]
         elif frame.message_id is not None:
             exchange = self.exchanges.get(frame.message_id)
             if exchange is None:
@@ -181,9 +191,14 @@ async def send_at_rate(users: Sequence[LoadUser], *, rate: float, seconds: float
         sent += 1
 
 
-async def until_answered(users: Sequence[LoadUser], seconds: float) -> int:
-    """Wait until every message has its outcome, at most `seconds`; return how many have none."""
+async def until_answered(users: Sequence[LoadUser], seconds: float, *, refused: bool = False) -> int:
+    """Wait until every message has its outcome, at most `seconds`; return how many have none.
+
+    With `refused`, a refusal is as good as an outcome.
+    """
     deadline = time.perf_counter() + seconds
-    while (open_count := sum(user.unanswered for user in users)) and time.perf_counter() < deadline:  # noqa: ASYNC110
+    while True:
+        open_count = sum(user.waiting if refused else user.unanswered for user in users)
+        if not open_count or time.perf_counter() >= deadline:
+            return open_count
         await asyncio.sleep(0.05)
-    return open_count

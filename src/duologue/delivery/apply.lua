@@ -1,11 +1,11 @@
--- Applies durable frames in their order. KEYS 3 applied. From ARGV 5, for each: key, message, attempt, closing (of an
+-- Applies durable frames in their order. KEYS 3 applied, 4 the user's messages without outcome. From ARGV 5, for each: key, message, attempt, closing (of an
 -- outcome, which ends the live text of its message: a frame to publish before it; else empty), frame. Returns for each its event number, or 0 for a repeat, behind the epoch.
 local APPLIED_KEPT = 1024
 local APPLIED_SECONDS = 86400
 local ENDED_SECONDS = 3600
 local MAX_EVENTS = 1000
 local MAX_BYTES = 4194304
-local applied_key = KEYS[3]
+local applied_key, pending_key = KEYS[3], KEYS[4]
 local trimmed = false
 
 -- Marks the text as ended at this attempt or a later one, for repeats too (rule Live text): a worker that woke up late
@@ -67,7 +67,10 @@ for i = 5, #ARGV, 5 do
   else
     reply[#reply + 1] = 0
   end
-  if ends then end_live(message, tonumber(ARGV[i + 2])) end
+  if ends then
+    end_live(message, tonumber(ARGV[i + 2]))
+    redis.call('ZREM', pending_key, message)
+  end
 end
 if event > started_at then
   trim()

@@ -45,13 +45,14 @@ def epochs() -> Iterator[str]:
 class UserNames:
     """A user's keys. One hash tag, so that a cluster keeps them together and a script may use them all."""
 
-    __slots__ = ("applied", "channel", "events", "rate", "repeat_rate", "state", "tag")
+    __slots__ = ("applied", "channel", "events", "pending", "rate", "repeat_rate", "state", "tag")
 
     def __init__(self, user: UserKey) -> None:
         self.tag = f"{{{user.tenant}:{user.user_id}}}"
         self.state = f"state:{self.tag}"
         self.events = f"events:{self.tag}"
         self.applied = f"applied:{self.tag}"
+        self.pending = f"pending:{self.tag}"
         self.rate = f"rate:{self.tag}"
         self.repeat_rate = f"rate:{self.tag}:repeats"
         prefix = "user:" if user.tenant == DEFAULT_TENANT else f"user:{user.tenant}:"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -22,6 +23,9 @@ Kind = Literal["echo", "response", "failed"]
 ResetReason = Literal["retry", "takeover", "regenerate"]
 
 _NOTE_SECONDS: Final = 3600
+
+MAX_PENDING: Final = 300
+"""Messages of one user without outcome at most (rule Repeats): what may come again must still be known as a repeat."""
 
 
 class DurableFrame(NamedTuple):
@@ -95,11 +99,26 @@ class RateLimit(NamedTuple):
     window_seconds: int
 
 
+class Refusal(Enum):
+    """What refuses a message."""
+
+    RATE = 1
+    """The user's limit in a window."""
+    LOAD = 2
+    """The system has too much to do to take another one of this user now."""
+    PENDING = 3
+    """Too many of the user's messages are without outcome."""
+
+
 class Admission(NamedTuple):
-    """Whether a message is known to be a repeat, and how long to wait; None: it is admitted."""
+    """Whether a message is known to be a repeat, how long to wait, and what refuses it; None: it is admitted.
+
+    How long to wait is known of the rate only, and None for everything else.
+    """
 
     duplicate: bool
     retry_after_seconds: float | None
+    refusal: Refusal | None = None
 
 
 class CommandNote(msgspec.Struct, frozen=True):
@@ -159,7 +178,7 @@ class UserStreams:
         for frame in frames:
             arguments += (frame.applied_key, frame.message_id, frame.attempt, frame.closing, frame.frame)
         names = names_of(user)
-        epoch, *events = await self._run(scripts.APPLY, names, arguments, keys=(names.applied,))
+        epoch, *events = await self._run(scripts.APPLY, names, arguments, keys=(names.applied, names.pending))
         name = epoch.decode()
         return [Applied("applied", EventPosition(name, event)) if event else REPEAT for event in events]
 
@@ -257,14 +276,35 @@ class UserStreams:
 
     # Admission
 
-    async def admit(self, user: UserKey, message_id: str, *, limit: RateLimit) -> Admission:
-        """Count a message against its user's limit; one known from `note` counts against ten times that instead."""
+    async def admit(
+        self,
+        user: UserKey,
+        message_id: str,
+        *,
+        limit: RateLimit,
+        max_pending: int = MAX_PENDING,
+        max_by_load: int = MAX_PENDING,
+    ) -> Admission:
+        """Count a message against its user's limits, as one without outcome too, until `withdraw` or its outcome.
+
+        One known from `note` counts against ten times the rate only, and is a message without outcome already, or was.
+
+        Args:
+            user: whose it is.
+            message_id: which.
+            limit: the user's rate.
+            max_pending: how many of the user's messages may be without outcome.
+            max_by_load: how many as the system is loaded. With 0 only what is accepted, or about to be, is admitted.
+        """
         names = names_of(user)
-        keys = (names.note(message_id), names.rate, names.repeat_rate)
-        duplicate, wait_us = await self._redis.run(
-            scripts.ADMIT, keys, (limit.requests, limit.window_seconds * 1_000_000)
-        )
-        return Admission(bool(duplicate), _seconds(wait_us))
+        keys = (names.note(message_id), names.rate, names.repeat_rate, names.pending)
+        arguments = (limit.requests, limit.window_seconds * 1_000_000, message_id, max_pending, max_by_load)
+        duplicate, wait_us, refusal = await self._redis.run(scripts.ADMIT, keys, arguments)
+        return Admission(bool(duplicate), _seconds(wait_us), Refusal(refusal) if refusal else None)
+
+    def withdraw(self, user: UserKey, message_id: str) -> asyncio.Future[Any]:
+        """Count an admitted message no longer as one without outcome: there will be none, or none that is applied."""
+        return self._redis.call("ZREM", names_of(user).pending, message_id)
 
     async def admit_command(
         self, user: UserKey, command: str | None, *, limit: RateLimit, like_message: bool
@@ -314,7 +354,15 @@ class UserStreams:
     async def forget(self, user: UserKey) -> None:
         """Delete everything of a user. Takes a walk over all keys: for the deletion of users only."""
         names = names_of(user)
-        await self._redis.call("DEL", names.state, names.events, names.applied, names.rate, names.repeat_rate)
+        await self._redis.call(
+            "DEL",
+            names.state,
+            names.events,
+            names.applied,
+            names.pending,
+            names.rate,
+            names.repeat_rate,
+        )
         pattern = f"*:{_escaped(names.tag)}*"
         cursor = b"0"
         while True:

@@ -24,12 +24,13 @@ class Holding:
     `held` turns False for good when the partition is given up or lost: what is done later is not committed.
     """
 
-    __slots__ = ("_on_done", "_watermark", "end", "held", "partition", "position", "undone")
+    __slots__ = ("_on_done", "_watermark", "end", "held", "partition", "position", "undone", "undone_bytes")
 
     def __init__(self, partition: Partition, on_done: Callable[[], None]) -> None:
         self.partition = partition
         self.held = True
         self.undone = 0
+        self.undone_bytes = 0
         self.position: int | None = None
         self.end = 0  # the offset after the last one that was read
         self._on_done = on_done
@@ -42,12 +43,19 @@ class Holding:
             self.position = record.offset
         self.end = record.offset + 1
         self.undone += 1
+        self.undone_bytes += len(record.value)
         return Delivery(record, self)
 
-    def done(self, offset: int) -> None:
-        self._watermark.done(offset)
+    def done(self, record: LogRecord) -> None:
+        self._watermark.done(record.offset)
         self.undone -= 1
+        self.undone_bytes -= len(record.value)
         self._on_done()
+
+    @property
+    def span(self) -> int:
+        """Records that were read since the first that is not done: all of them are read again after a crash."""
+        return len(self._watermark)
 
     @property
     def committable(self) -> int | None:
@@ -77,7 +85,7 @@ class Delivery:
         """The record needs no further work. Saying it again changes nothing."""
         if not self._done:
             self._done = True
-            self.holding.done(self.record.offset)
+            self.holding.done(self.record)
 
 
 class Committer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -17,6 +18,10 @@ from duologue.log.until_done import until_done
 _log = structlog.get_logger(__name__)
 
 POLL_RECORDS: Final = 256
+MAX_UNDONE_BYTES: Final = 64 * 1024 * 1024
+SPAN: Final = 5
+RESUMED_AT: Final = 0.75
+"""The share of its bounds at which a paused consumer reads on: at the bounds it would turn with every record."""
 _POLL_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 0.5
 _LEAVE_SECONDS: Final = 0.9
@@ -58,6 +63,7 @@ class Intake:
         group: str,
         handler: Handler,
         max_undone: int,
+        max_undone_bytes: int = MAX_UNDONE_BYTES,
         check_store: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Read `topic` for `group`.
@@ -67,7 +73,9 @@ class Intake:
             topic: what to read.
             group: whose position on it.
             handler: takes the records.
-            max_undone: records handed out and not done at most, about.
+            max_undone: records handed out and not done at most, about. Of those that are done behind one that is not,
+                `SPAN` times as many.
+            max_undone_bytes: what the records handed out and not done weigh at most, about.
             check_store: returns if what is read can be stored; until it first has, nothing is read, and this consumer
                 keeps no other from the partitions. Raises Retryable if not.
         """
@@ -76,6 +84,7 @@ class Intake:
         self._group = group
         self._handler = handler
         self._max_undone = max_undone
+        self._max_undone_bytes = max_undone_bytes
         self._holdings: dict[Partition, Holding] = {}
         self._paused: set[Partition] = set()
         self._consumer: LogConsumer | None = None
@@ -90,6 +99,35 @@ class Intake:
     def undone(self) -> int:
         """Records handed out and not done, of the partitions held."""
         return sum(holding.undone for holding in self._holdings.values())
+
+    @property
+    def owed(self) -> int:
+        """About how many records have to be done before it reads on; 0 while it reads."""
+        fullness = self._fullness
+        return math.ceil(self.undone * (1 - RESUMED_AT / fullness)) if self._paused and fullness > RESUMED_AT else 0
+
+    @property
+    def _fullness(self) -> float:
+        """How much of the bound that is nearest is taken: 1 or more, and nothing further is read."""
+        holdings = self._holdings.values()
+        return max(
+            self.undone / self._max_undone,
+            sum(holding.undone_bytes for holding in holdings) / self._max_undone_bytes,
+            sum(holding.span for holding in holdings) / (self._max_undone * SPAN),
+        )
+
+    async def unread(self) -> int:
+        """Count what is on the log behind what was handed out, of the partitions held.
+
+        Of a partition of which nothing was handed out yet, where it begins is not known: it counts one.
+
+        Raises:
+            LogUnavailable: the log cannot be reached.
+            OwnershipLost: the partitions are lost.
+        """
+        ends = await self._unread()
+        held = {partition: self._holdings[partition].end for partition in ends if partition in self._holdings}
+        return sum(ends[partition] - end if end else 1 for partition, end in held.items())
 
     @property
     def holdings(self) -> Sequence[Holding]:
@@ -275,12 +313,12 @@ class Intake:
         """Pause or resume by what is undone; between the two bounds nothing changes, so that they do not alternate."""
         if self._consumer is None:
             return
-        undone = self.undone
-        if self._stopped or undone >= self._max_undone:
+        fullness = self._fullness
+        if self._stopped or fullness >= 1:
             for partition in self._holdings.keys() - self._paused:
                 self._consumer.pause(partition)
                 self._paused.add(partition)
-        elif self._paused and undone <= self._max_undone * 3 // 4:
+        elif self._paused and fullness <= RESUMED_AT:
             for partition in self._paused:
                 self._consumer.resume(partition)
             self._paused.clear()

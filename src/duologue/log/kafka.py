@@ -13,6 +13,7 @@ from duologue.log.kafka_consumer import KafkaConsumer
 from duologue.log.kafka_options import KafkaOptions
 from duologue.log.kafka_producer import KafkaProducer
 from duologue.log.kafka_topics import KafkaTopics
+from duologue.log.partitioner import partition_of
 from duologue.log.port import PartitionListener
 
 
@@ -72,6 +73,10 @@ class KafkaLog:
                 yield consumer
             finally:
                 self._consumers.discard(consumer)
+
+    def partition_of(self, topic: str, key: str) -> int:
+        """Return the number of a key's partition. See the port."""
+        return partition_of(key.encode(), self._options.partitions)
 
     async def check(self) -> None:
         """Return if the log answers and can be written. Raises LogUnavailable."""

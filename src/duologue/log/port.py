@@ -125,6 +125,10 @@ class Log(Protocol):
         """
         ...
 
+    def partition_of(self, topic: str, key: str) -> int:
+        """Return the number of the partition in which records with this key are. Takes microseconds."""
+        ...
+
     async def check(self) -> None:
         """Return if the log answers.
 

@@ -139,6 +139,10 @@ class StreamsLog:
             )
             yield await stack.enter_async_context(consumer)
 
+    def partition_of(self, topic: str, key: str) -> int:
+        """Return 0, the only partition. See the port."""
+        return 0
+
     async def check(self) -> None:
         """Return if the log answers. Raises LogUnavailable."""
         with _log_errors():

@@ -53,6 +53,7 @@ class MessageRelay:
             group=GROUP,
             handler=self,
             max_undone=settings.max_pending_messages,
+            max_undone_bytes=settings.max_pending_bytes,
             check_store=database.check,
         )
         self._backlog: Backlog[tuple[Delivery, OutcomeRecord]] = Backlog()

@@ -38,6 +38,10 @@ STORE_RETRIES = Counter(
     "duologue_store_retries_total", "Store transactions that were repeated after a conflict, by cause.", ["cause"]
 )
 PENDING_MESSAGES = Gauge("duologue_pending_messages", "Messages accepted and waiting for their turn.")
+UNREAD_RECORDS = Gauge("duologue_unread_records", "Records on the log behind what was read, of this consumer.")
+EXPECTED_WAIT_SECONDS = Gauge(
+    "duologue_expected_wait_seconds", "What a message that comes now is expected to wait here for its reply's begin."
+)
 REPLIES_RUNNING = Gauge("duologue_replies_running", "Replies being generated.")
 REPLIES = Counter("duologue_replies_total", "Replies that ended, by outcome.", ["outcome"])
 WAIT_SECONDS = Histogram(

@@ -23,6 +23,7 @@ from duologue.store.conversations import owned_conversation
 from duologue.store.database import Database
 from duologue.store.targets import Target, find_target
 from duologue.websocket_server.admission import Admitted, Command, rate_limited
+from duologue.websocket_server.load import LoadGate
 from duologue.websocket_server.places import Author, Places
 
 _UNFINISHED: Final = "the reply is not finished yet"
@@ -40,12 +41,20 @@ class Commands:
     """Admits the stops and regenerations of one server's connections."""
 
     def __init__(
-        self, *, streams: UserStreams, database: Database, places: Places, limit: RateLimit, clock: Clock
+        self,
+        *,
+        streams: UserStreams,
+        database: Database,
+        places: Places,
+        limit: RateLimit,
+        load: LoadGate,
+        clock: Clock,
     ) -> None:
         self._streams = streams
         self._database = database
         self._places = places
         self._limit = limit
+        self._load = load
         self._clock = clock
 
     async def admit_stop(self, author: Author, frame: Stop, correlation_id: str) -> Admitted:
@@ -81,7 +90,8 @@ class Commands:
         """Find out which attempt is to be replaced, and whether it can be.
 
         Raises:
-            Rejected: `conversation_not_found`, `message_not_found`, `still_generating`, `not_last` or `rate_limited`.
+            Rejected: `conversation_not_found`, `message_not_found`, `still_generating`, `not_last`, `rate_limited`
+                or `overloaded`.
             Retryable: the store or Redis cannot be reached.
         """
         named = await self._named_conversation(author, frame)
@@ -91,6 +101,8 @@ class Commands:
         if note is None:
             wanted = await self._wanted(author, frame, named)
             note, repeated = CommandNote(wanted.conversation_id, wanted.attempt), wanted.repeated
+            if not repeated:
+                self._load.take(wanted.conversation_id)
             if key:  # the same frame may be on its way through another server
                 note = await self._streams.reserve_command(author.identity.user, key, note)
         user, now = author.identity.user, self._clock()

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from duologue.delivery.stream import RateLimit, UserStreams
+from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import Clock
 from duologue.domain.errors import DuologueError
 from duologue.domain.ids import message_id, new_id
@@ -23,8 +23,9 @@ from duologue.domain.records import (
 from duologue.log.port import LogProducer
 from duologue.observability.metrics import MESSAGES_ACKNOWLEDGED
 from duologue.protocol.frames import Message, Stop, Submittable
-from duologue.websocket_server.admission import Admitted, rate_limited
+from duologue.websocket_server.admission import Admitted
 from duologue.websocket_server.commands import Commands
+from duologue.websocket_server.load import Admittance
 from duologue.websocket_server.places import Author, Places
 
 _log = structlog.get_logger(__name__)
@@ -46,14 +47,14 @@ class Ingress:
         streams: UserStreams,
         places: Places,
         commands: Commands,
-        limit: RateLimit,
+        admission: Admittance,
         clock: Clock,
     ) -> None:
         self._producer = producer
         self._streams = streams
         self._places = places
         self._commands = commands
-        self._limit = limit
+        self._admission = admission
         self._clock = clock
 
     async def admit(self, author: Author, frame: Submittable, correlation_id: str) -> Admitted:
@@ -73,7 +74,7 @@ class Ingress:
         """Find the message's conversation.
 
         Raises:
-            Rejected: `conversation_not_found`, `character_not_found` or `rate_limited`.
+            Rejected: `conversation_not_found`, `character_not_found`, `rate_limited` or `overloaded`.
             Retryable: the store or Redis cannot be reached.
         """
         user, now = author.identity.user, self._clock()
@@ -98,10 +99,8 @@ class Ingress:
             model=frame.model,
             metadata=frame.metadata,
         )
-        admission = await self._streams.admit(user, record.message_id, limit=self._limit)
-        if admission.retry_after_seconds is not None:
-            rate_limited(self._limit, admission.retry_after_seconds)
-        return Admitted(record=record, client_id=client_id, timestamp=now, duplicate=admission.duplicate)
+        duplicate = await self._admission.admit(user, record.message_id, conversation)
+        return Admitted(record=record, client_id=client_id, timestamp=now, duplicate=duplicate)
 
     async def append(self, admitted: Admitted) -> None:
         """Put a frame on the log; a repeat too (rule Refusals), but for that of a stop. It takes its place before the
@@ -114,7 +113,13 @@ class Ingress:
             return
         record = admitted.record
         headers = {CORRELATION_HEADER: record.correlation_id}
-        await self._producer.append(INCOMING_TOPIC, record.conversation_id, encode(record), headers)
+        try:
+            await self._producer.append(INCOMING_TOPIC, record.conversation_id, encode(record), headers)
+        except DuologueError:
+            # Else an earlier append has put it there, and its outcome is to come.
+            if isinstance(record, MessageSubmitted) and not admitted.duplicate:
+                await self._admission.withdraw(record.user, record.message_id)
+            raise
 
     async def accepted(self, admitted: Admitted) -> None:
         """Tell operators of a frame that was acknowledged, and remember it for its repeats.

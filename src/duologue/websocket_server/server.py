@@ -18,6 +18,7 @@ from duologue.domain.clock import Clock, wall_clock
 from duologue.domain.errors import StoreUnavailable
 from duologue.domain.ids import UserKey
 from duologue.log.port import LogProducer
+from duologue.log.role_tasks import role_tasks
 from duologue.observability.metrics import CONNECTIONS
 from duologue.protocol.frames import Limits
 from duologue.protocol.parsing import Bounds
@@ -26,6 +27,7 @@ from duologue.store.database import Database
 from duologue.websocket_server.commands import Commands
 from duologue.websocket_server.connection import Connection
 from duologue.websocket_server.ingress import Ingress
+from duologue.websocket_server.load import Admittance, LoadGate
 from duologue.websocket_server.places import Places
 from duologue.websocket_server.typing_notices import TypingNotices
 
@@ -50,6 +52,7 @@ class WebSocketServer:
         streams: UserStreams,
         database: Database,
         verifier: TokenVerifier,
+        load: LoadGate,
         clock: Clock = wall_clock,
         revocation_check_seconds: float = REVOCATION_CHECK_SECONDS,
     ) -> None:
@@ -66,10 +69,13 @@ class WebSocketServer:
             producer=producer,
             streams=streams,
             places=self.places,
-            commands=Commands(streams=streams, database=database, places=self.places, limit=limit, clock=clock),
-            limit=limit,
+            commands=Commands(
+                streams=streams, database=database, places=self.places, limit=limit, load=load, clock=clock
+            ),
+            admission=Admittance(streams, load, limit=limit, max_pending=settings.user_max_pending),
             clock=clock,
         )
+        self._load = load
         self.draining = False
         self._by_user: dict[UserKey, list[Connection]] = {}
         self._count = 0
@@ -140,12 +146,14 @@ class WebSocketServer:
 
     async def run(self) -> None:
         """Look after the connections until `drain` is through."""
-        while not self._drained.is_set():
-            try:
-                async with asyncio.timeout(self._check_seconds):
-                    await self._drained.wait()
-            except TimeoutError:
-                await self._check_revocations()
+        async with role_tasks() as tasks:
+            tasks.spawn(self._load.run(), name="read-load")
+            while not self._drained.is_set():
+                try:
+                    async with asyncio.timeout(self._check_seconds):
+                        await self._drained.wait()
+                except TimeoutError:
+                    await self._check_revocations()
 
     def stop_taking(self) -> None:
         """Count as not ready, and let new sockets go elsewhere; those that are open stay."""

@@ -20,6 +20,7 @@ from tests.support.tls import CA_FILE, tls_front
 from duologue.cluster.valkey import ValkeyServer
 from duologue.config import Settings
 from duologue.delivery.hub import Hub
+from duologue.delivery.load import LoadBoard, LoadReport
 from duologue.delivery.names import names_of
 from duologue.delivery.roster import Announcement, Roster
 from duologue.delivery.stream import CommandNote, RateLimit
@@ -32,8 +33,8 @@ from duologue.store.migrate import migrate
 
 USERS = [UserKey("default", "alice"), UserKey("default", "bob.b@x_-"), UserKey("acme", "alice")]
 _LIMIT = RateLimit(100, 60)
-_OF_ALL = {"rate:address:192.0.2.1", "roster:{duologue}"}
-_KINDS = {"state", "events", "applied", "live", "ended", "note", "command", "rate", "repeats"}
+_OF_ALL = {"rate:address:192.0.2.1", "roster:{duologue}", "load:{duologue-load}"}
+_KINDS = {"state", "events", "applied", "live", "ended", "note", "command", "pending", "rate", "repeats"}
 
 
 def _key_slot(key: str) -> int:
@@ -93,6 +94,19 @@ async def _busy(pipeline: Pipeline, hub: Hub, redis: Redis) -> None:
         await _talk(pipeline, hub, user)
     await pipeline.streams.limit_address("192.0.2.1", _LIMIT)
     assert [each.state for each in await Roster(redis).present()] == ["ready"]
+    figures = LoadReport(
+        consumer="a",
+        partitions=[0],
+        waiting=0,
+        unread=0,
+        slots=1,
+        running=0,
+        wait_seconds=0.0,
+        backlog_seconds=0.0,
+        replies_per_second=1.0,
+    )
+    await LoadBoard(redis).report(figures)
+    assert [standing.report for standing in await LoadBoard(redis).read()] == [figures]
     await announcement.drain(5.0)
     await announcing
 

@@ -12,7 +12,7 @@ from tests.support.pipeline import Plug, PluggedLog, until
 from duologue.domain.errors import ConsumerRefused, OwnershipLost, StartRefused, StoreUnavailable
 from duologue.engines.redis import Redis
 from duologue.log.committer import Delivery, Holding
-from duologue.log.intake import Intake
+from duologue.log.intake import SPAN, Intake
 from duologue.log.port import Log, Partition
 from duologue.log.role_tasks import role_tasks
 from duologue.log.valkey_streams import open_streams_log
@@ -50,7 +50,7 @@ class Recorder:
 class Scene:
     """A log, an intake that reads it, and what came of it."""
 
-    def __init__(self, log: Log, redis: Redis, max_undone: int = 100) -> None:
+    def __init__(self, log: Log, redis: Redis, max_undone: int = 100, max_undone_bytes: int = 10_000) -> None:
         self.log = log
         self.redis = redis
         self.commits = Plug()
@@ -61,6 +61,7 @@ class Scene:
             group="group",
             handler=self.recorder,
             max_undone=max_undone,
+            max_undone_bytes=max_undone_bytes,
         )
 
     async def put(self, *values: str) -> None:
@@ -72,9 +73,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(url: str, *, max_undone: int = 100) -> AsyncIterator[Scene]:
+async def scene(url: str, *, max_undone: int = 100, max_undone_bytes: int = 10_000) -> AsyncIterator[Scene]:
     async with open_streams_log(url, takeover=True) as log, Redis(url, name="test") as redis:
-        opened = Scene(log, redis, max_undone)
+        opened = Scene(log, redis, max_undone, max_undone_bytes)
         task = asyncio.create_task(opened.intake.run())
         await until(lambda: opened.intake.assigned)
         try:
@@ -95,6 +96,50 @@ async def test_commit_waits_for_everything_before(valkey: str) -> None:
         assert opened.intake.undone == 1
         first.done()
         await until(lambda: opened.recorder.commits == [4])
+
+
+async def test_what_is_on_the_log_and_not_read_is_counted_also_while_reading_is_paused(valkey: str) -> None:
+    async with scene(valkey, max_undone=4) as opened:
+        assert (await opened.intake.unread(), opened.intake.owed) == (0, 0)
+        await opened.put("a", "b", "c", "d")
+        await opened.got(4)
+        await until(lambda: opened.intake.owed)
+        await opened.put("e", "f")
+        assert (await opened.intake.unread(), opened.intake.owed) == (2, 1)
+        opened.recorder.deliveries[0].done()
+        await opened.got(6)
+        assert (await opened.intake.unread(), opened.intake.undone) == (0, 5)
+        for delivery in opened.recorder.deliveries:
+            delivery.done()
+        await until(lambda: not opened.intake.owed)
+
+
+async def test_reading_is_paused_by_what_records_weigh(valkey: str) -> None:
+    async with scene(valkey, max_undone_bytes=100) as opened:
+        await opened.put("a" * 90, "b" * 10)
+        await opened.got(2)
+        await until(lambda: opened.intake.owed)
+        await opened.put("c")
+        assert (await opened.intake.unread(), opened.intake.undone) == (1, 2)
+        opened.recorder.deliveries[0].done()
+        await opened.got(3)
+        for delivery in opened.recorder.deliveries:
+            delivery.done()
+        assert all(holding.undone_bytes == 0 for holding in opened.intake.holdings)
+
+
+async def test_reading_is_paused_by_how_much_is_done_behind_one_that_is_not(valkey: str) -> None:
+    async with scene(valkey, max_undone=3) as opened:
+        await opened.put("stuck")
+        await opened.got(1)
+        for number in range(2, SPAN * 3 + 1):
+            await opened.put(str(number))
+            await opened.got(number)
+            opened.recorder.deliveries[-1].done()
+        await opened.put("more")
+        assert (await opened.intake.unread(), opened.intake.undone) == (1, 1)
+        opened.recorder.deliveries[0].done()
+        await opened.got(SPAN * 3 + 1)
 
 
 async def test_finish_commits_what_is_done(valkey: str) -> None:

@@ -14,6 +14,7 @@ from tests.integration.store.scenario import add_version, ended
 from tests.support.edge import Edge, eventually, running_edge, user
 from tests.support.socket_client import Client
 
+from duologue.delivery.load import LoadReport, Standing
 from duologue.delivery.names import names_of
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import LogUnavailable, StoreUnavailable
@@ -204,6 +205,31 @@ async def test_regenerate_of_a_failed_or_stopped_reply_is_taken(talk: Talk, stat
     request = await talk.answered(state)
     await talk.client.send(type="regenerate", id="r", message_id=request.message_id, attempt=1)
     assert (await talk.client.receive())["type"] == "ack"
+
+
+async def test_regenerate_while_too_much_waits_is_overloaded_but_not_again_once_accepted_and_a_stop_is_not(
+    talk: Talk,
+) -> None:
+    request = await talk.answered()
+    await talk.client.send(type="regenerate", id="r", message_id=request.message_id)
+    assert (await talk.client.receive())["type"] == "ack"
+    figures = LoadReport(
+        consumer="worker",
+        partitions=[0],
+        waiting=100,
+        unread=0,
+        slots=1,
+        running=1,
+        wait_seconds=100.0,
+        backlog_seconds=100.0,
+        replies_per_second=1.0,
+    )
+    talk.edge.load.learn([Standing(figures, written_at=1)])
+    assert await talk.refused(type="regenerate", id="r2", message_id=request.message_id) == "overloaded"
+    for kind, key in (("regenerate", "r"), ("stop", "s")):
+        await talk.client.send(type=kind, id=key, message_id=request.message_id)
+        ack = await talk.client.receive()
+        assert (ack["type"], ack["id"]) == ("ack", key)
 
 
 async def test_regenerate_of_an_unfinished_reply_is_still_generating_before_it_is_stored_too(talk: Talk) -> None:

@@ -214,10 +214,37 @@ TestDispatcherMachine = DispatcherMachine.TestCase
 TestDispatcherMachine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-def test_places_of_waiting_requests_follow_the_round_robin() -> None:
+def test_lines_of_waiting_requests_follow_the_turns_of_users_and_of_their_conversations() -> None:
     ours = dispatcher(max_running=1)
-    ann = [request("ann", str(number), number) for number in range(1, 4)]
-    bob = [request("bob", "b", number) for number in (5, 6)]
-    for each in [*ann, *bob]:
+    running = request("ann", "a", 1)
+    ours.add(running)
+    ours.take()
+    bob = [request("bob", "b", offset) for offset in (2, 6)]
+    behind, beside = request("ann", "a", 3), [request("ann", "c", offset) for offset in (4, 5)]
+    for each in [*bob, behind, *beside]:
         ours.add(each)
-    assert list(ours.places()) == [(ann[0], 1), (bob[0], 1), (ann[1], 3), (bob[1], 3), (ann[2], 5)]
+
+    lines = list(ours.lines())
+
+    assert [[waiting.request for waiting in line.waiting] for line in lines] == [
+        bob,
+        [beside[0], behind, beside[1]],  # the conversation in which a reply runs has had its turn
+    ]
+    assert [(line.running, [waiting.ahead for waiting in line.waiting]) for line in lines] == [
+        (0, [0, 1]),
+        (1, [0, 0, 1]),
+    ]
+    assert lines[1].waiting[1].running is running
+
+
+def test_newcomer_comes_behind_one_request_of_each_user_who_may_start_something() -> None:
+    ours = dispatcher(max_running=4, max_per_user=2)
+    for number in range(300):
+        ours.add(request("ann", str(number), number))
+    ours.add(request("bob", "b", 300))
+    ours.take()
+    assert ours.newcomer_place == 1  # whoever is at their limit comes behind a newcomer
+    ours.add(request("bob", "c", 301))
+    ours.add(request("cem", "c", 302))
+    ours.take()
+    assert (ours.running, ours.newcomer_place) == (4, 2)
