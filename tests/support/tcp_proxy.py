@@ -54,9 +54,9 @@ class TcpProxy:
         return [link for link in self.links if link.subscribes()]
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[TcpProxy]:
-        """Listen on a free port of loopback until the context ends."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def listening(self, port: int = 0) -> AsyncIterator[TcpProxy]:
+        """Listen on a port of loopback, a free one by default, until the context ends."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
