@@ -40,14 +40,17 @@ class Proxied:
     redis: TcpProxy
     postgres: TcpProxy
     kafka: TcpProxy
+    model: TcpProxy
 
 
 @asynccontextmanager
-async def _proxied(engines: OwnEngines, kafka: ProxiedKafka, settings: dict[str, str]) -> AsyncIterator[Proxied]:
+async def _proxied(engines: OwnEngines, kafka: ProxiedKafka, model_server: ModelServer) -> AsyncIterator[Proxied]:
     async with AsyncExitStack() as stack:
         socket = f"{engines.postgres.folder}/.s.PGSQL.5432"
         postgres = await stack.enter_async_context(TcpProxy(socket).listening())
         redis = await stack.enter_async_context(TcpProxy(engines.valkey.url.removeprefix("unix://")).listening())
+        model_port = int(model_server.root.rpartition(":")[2])
+        model = await stack.enter_async_context(TcpProxy(("127.0.0.1", model_port)).listening())
         in_front_of_kafka = await stack.enter_async_context(kafka.proxy())
         database = engines.postgres.create_database("template")
         stack.callback(engines.postgres.drop_database, database)
@@ -59,9 +62,17 @@ async def _proxied(engines: OwnEngines, kafka: ProxiedKafka, settings: dict[str,
             f"{uuid.uuid4()}-",
         )
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True))
-        environment = {"KAFKA_PARTITIONS": "6", "DATABASE_POOL_SIZE": "5", **settings}
+        environment = {
+            "KAFKA_PARTITIONS": "6",
+            "DATABASE_POOL_SIZE": "5",
+            "OPENAI_BASE_URL": f"http://127.0.0.1:{model.port}/v1",
+            "MODEL_FIRST_TOKEN_TIMEOUT_SECONDS": "2",
+            "MODEL_SILENCE_TIMEOUT_SECONDS": "2",
+            "USER_RATE_LIMIT_MAX_REQUESTS": "10000",
+            "TOKEN_RATE_LIMIT_MAX_REQUESTS": "10000",
+        }
         system = await stack.enter_async_context(distributed_system(Path(folder), shared, environment))
-        yield Proxied(system, redis, postgres, in_front_of_kafka)
+        yield Proxied(system, redis, postgres, in_front_of_kafka, model)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -74,12 +85,7 @@ async def module_proxied(
     """The system that the tests of this module share."""
     await standing_distributed.end()  # one at a time
     session_engines.restore()
-    settings = {
-        "OPENAI_BASE_URL": session_model_server.base_url,
-        "USER_RATE_LIMIT_MAX_REQUESTS": "10000",
-        "TOKEN_RATE_LIMIT_MAX_REQUESTS": "10000",
-    }
-    async with _proxied(session_engines, session_kafka, settings) as proxied:
+    async with _proxied(session_engines, session_kafka, session_model_server) as proxied:
         yield proxied
 
 
@@ -89,8 +95,8 @@ async def proxied(module_proxied: Proxied, model_server: ModelServer) -> AsyncIt
     await module_proxied.system.start()
     await model_server.configure(tokens=20, tps=40, echo=True)
     yield module_proxied
-    for proxy in (module_proxied.redis, module_proxied.postgres, module_proxied.kafka):
-        proxy.delay_seconds = 0.0
+    for proxy in (module_proxied.redis, module_proxied.postgres, module_proxied.kafka, module_proxied.model):
+        proxy.delay_seconds, proxy.away, proxy.deaf_to = 0.0, False, lambda _: False
 
 
 async def test_websocket_server_that_turns_deaf_costs_its_users_a_reconnect_and_nothing_else(
@@ -140,5 +146,29 @@ async def test_slow_engine_costs_time_and_no_message(
             proxy.delay_seconds = 0.0
             await users.until_answered_more(10)
         await users.assert_kept(model_server, asked_once=True)
+        assert users.refusals == set()
+        assert not any(user.closes for user in users.users)
+
+
+@pytest.mark.parametrize("fault", ["away", "hangs", "slow"])
+async def test_model_that_fails_for_seconds_costs_tries_and_no_reply(
+    proxied: Proxied, model_server: ModelServer, tmp_path: Path, fault: str
+) -> None:
+    model = proxied.model
+    async with crowd(proxied.system.url, tmp_path, _USERS) as users:
+        async with users.talking(gap_seconds=2):
+            await users.until_answered_more(5)
+            match fault:
+                case "away":
+                    model.go_away()
+                case "hangs":
+                    model.deaf_to = lambda _: True
+                case _:
+                    model.delay_seconds = 1.0
+            acknowledged = users.acknowledged
+            await users.until(lambda: users.acknowledged > acknowledged + 10, "more acknowledged messages")
+            model.away, model.deaf_to, model.delay_seconds = False, lambda _: False, 0.0
+            await users.until_answered_more(10)
+        await users.assert_kept(model_server, tries=7)
         assert users.refusals == set()
         assert not any(user.closes for user in users.users)

@@ -35,6 +35,7 @@ class Link:
 class TcpProxy:
     """Passes on what comes, `delay_seconds` later in both directions.
 
+    While it is `away` it ends connections as soon as they are made; `go_away` also ends those that there are.
     Connections of which `deaf_to` holds swallow what the server says from then on.
 
     Args:
@@ -44,10 +45,17 @@ class TcpProxy:
     def __init__(self, target: tuple[str, int] | str) -> None:
         self.links: list[Link] = []
         self.delay_seconds = 0.0
+        self.away = False
         self.deaf_to: Callable[[Link], bool] = lambda _: False
         self.port = 0
         self._target = target
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def go_away(self) -> None:
+        """End all connections, and from now on every new one."""
+        self.away = True
+        for link in list(self.links):
+            link.abort()
 
     def subscriptions(self) -> list[Link]:
         """Return the connections that hear a Redis' publications."""
@@ -69,6 +77,9 @@ class TcpProxy:
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self.away:
+            to_client.transport.abort()
+            return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
