@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 from tests.support.missing import needs_engine
+from tests.support.proxied_kafka import ProxiedKafka
 
 from duologue.cluster.kafka import KafkaServer
 from duologue.cluster.postgres import PostgresServer
@@ -84,10 +85,10 @@ def _postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def session_kafka() -> Iterator[KafkaServer]:
+def session_kafka() -> Iterator[ProxiedKafka]:
     """The Kafka that tests share. Take `kafka` instead: it runs."""
     with tempfile.TemporaryDirectory(prefix="duologue-", ignore_cleanup_errors=True) as folder:
-        server = KafkaServer(Path(folder))
+        server = ProxiedKafka(Path(folder))
         with needs_engine():
             server.prepare()
         server.start()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,6 +114,13 @@ def test_services_name_only_networks_volumes_and_services_that_there_are() -> No
             assert set(service.get("depends_on", {})) <= set(content["services"])
     for service in _load("backend-after-dependencies.yaml")["services"].values():
         assert set(service["depends_on"]) <= ENGINES
+
+
+def test_services_stop_in_the_order_in_which_the_last_frames_go() -> None:
+    """Compose stops who depends before whom it depends on."""
+    order = ["ai-consumer", "message-relay", "websocket-server"]
+    for earlier, later in pairwise(order):
+        assert SERVICES[earlier]["depends_on"][later] == {"condition": "service_started"}
 
 
 # What the house asks of every service

@@ -266,3 +266,34 @@ async def test_rolling_restart_of_every_role_under_load_changes_nothing_for_user
                     await users.until_answered_more(5)
         await users.assert_kept(model_server, asked_once=True)
         assert users.refusals == set()
+        assert {code for user in users.users for code in user.closes} == {1012}
+
+
+async def test_reply_that_outlasts_the_drain_goes_on_elsewhere_under_the_next_attempt(
+    distributed: DistributedSystem, model_server: ModelServer, tmp_path: Path
+) -> None:
+    await model_server.configure(tokens=100, tps=10, echo=True)  # 10 s
+    async with crowd(distributed.url, tmp_path, users=12) as users:
+        async with distributed.another("ai-consumer", {"DRAIN_SECONDS": "1"}) as third:
+            async with users.talking():
+                await _until_counted(third, "duologue_replies_running")
+            assert await third.terminate() == 0
+        await model_server.configure(tps=400)
+        await users.assert_kept(model_server)
+        assert {attempt for user in users.users for attempt in user.attempts.values()} == {1, 2}
+        assert users.refusals == set()
+        assert not any(user.closes for user in users.users)
+
+
+async def test_system_stopped_role_by_role_tells_its_users_what_it_finishes(
+    distributed: DistributedSystem, model_server: ModelServer, talk: None, tmp_path: Path
+) -> None:
+    """In the order of `make stop-all` and of the compose files: who answers, who delivers, who holds the sockets."""
+    async with crowd(distributed.url, tmp_path, users=12) as users:
+        for user in users.users:
+            user.say()
+        await asyncio.gather(*(user.until_echoed(1) for user in users.users))
+        for role in ("ai-consumer", "message-relay", "websocket-server"):
+            ends = await asyncio.gather(*(process.terminate() for process in distributed.of(role)))
+            assert set(ends) == {0}
+        assert users.answered == 12

@@ -51,3 +51,21 @@ async def test_valkey_killed_in_the_middle_of_replies_loses_and_doubles_nothing(
         os.kill(first, signal.SIGKILL)
         await together.assert_kept(model_server)
         assert _valkey_of(embedded) != first
+
+
+async def test_valkey_that_hangs_for_seconds_loses_and_doubles_nothing(
+    embedded: EmbeddedSystem, model_server: ModelServer, tmp_path: Path
+) -> None:
+    await model_server.configure(tokens=40, tps=40, stamp=True, echo=True)
+    async with crowd(embedded.url, tmp_path, _USERS) as together:
+        async with together.talking():
+            await together.until_answered_more(_USERS)
+            valkey = _valkey_of(embedded)
+            os.kill(valkey, signal.SIGSTOP)
+            await together.until(lambda: "service_unavailable" in together.refusals, "a refusal in words")
+            os.kill(valkey, signal.SIGCONT)
+            await together.until_answered_more(_USERS)
+        await together.assert_kept(model_server)
+        assert together.refusals == {"service_unavailable"}
+        assert all(recovered for user in together.users for recovered in user.recovered)
+        assert _valkey_of(embedded) == valkey

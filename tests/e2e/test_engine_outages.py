@@ -76,6 +76,7 @@ async def test_database_away_costs_waiting_and_no_message(
         await _until_ready(distributed)
         await users.assert_kept(model_server, asked_once=True)
         assert users.refusals <= {"service_unavailable"}
+        assert all(recovered for user in users.users for recovered in user.recovered)
 
 
 async def _end_of_connecting(system: DistributedSystem, token: str) -> tuple[str, int]:
@@ -118,6 +119,48 @@ async def test_kafka_away_refuses_in_words_and_loses_nothing_that_was_accepted(
         await _until_ready(distributed)
         await users.assert_kept(model_server)
         assert users.refusals == {"service_unavailable"}
+        assert all(recovered for user in users.users for recovered in user.recovered)
+
+
+@pytest.mark.parametrize(("name", "check"), [("valkey", "redis"), ("kafka", "log"), ("postgres", "store")])
+async def test_engine_that_hangs_costs_waiting_and_loses_and_doubles_nothing(
+    distributed: DistributedSystem,
+    engines: OwnEngines,
+    model_server: ModelServer,
+    tmp_path: Path,
+    name: str,
+    check: str,
+) -> None:
+    server: ServerProcess = getattr(engines, name)
+    async with crowd(distributed.url, tmp_path, _USERS) as users:
+        async with users.talking():
+            await users.until_answered_more(10)
+            server.pause()
+            await _until_everybody_misses(distributed, check)
+            if name != "postgres":  # of which an open socket needs nothing
+                await _until_refused(users)
+            server.resume()
+            await users.until_answered_more(40)
+        await _until_ready(distributed)
+        await users.assert_kept(model_server)
+        assert users.refusals <= {"service_unavailable"}
+        assert all(recovered for user in users.users for recovered in user.recovered)
+        assert not any(user.closes for user in users.users)
+
+
+async def test_redis_flushed_tells_everybody_and_loses_and_doubles_nothing(
+    distributed: DistributedSystem, engines: OwnEngines, model_server: ModelServer, tmp_path: Path
+) -> None:
+    async with crowd(distributed.url, tmp_path, _USERS) as users:
+        async with users.talking():
+            await users.until_answered_more(10)
+            await asyncio.to_thread(engines.valkey.flush)
+            await users.until(lambda: all(False in user.recovered for user in users.users), "everybody told")
+            await users.until_answered_more(20)
+        await users.assert_kept(model_server, told=False, asked_once=True)
+        assert users.refusals == set()
+        assert not any(user.closes for user in users.users)
+        assert all(user.recovered.count(False) == 1 for user in users.users)
 
 
 async def _until_refused(users: Crowd) -> None:

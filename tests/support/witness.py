@@ -46,6 +46,7 @@ class Witness:
         self.event_ids: list[str] = []
         self.errors: list[Frame] = []
         self.servers: list[str] = []
+        self.recovered: list[bool] = []
         self.closes: list[int] = []
         self.faults: list[str] = []
         self._texts: dict[str, _Text] = {}
@@ -67,6 +68,7 @@ class Witness:
             self._note(event.frame)
         elif isinstance(event, Open):
             self.servers.append(event.frame["server_id"])
+            self.recovered.append(event.frame["recovered"])
         elif isinstance(event, Reconnecting):
             self.closes.append(event.code)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
@@ -20,11 +20,13 @@ from duologue.store.database import Database
 from duologue.store.users import UserRow, create_guest, find_user
 
 _TOKEN_WINDOW_SECONDS: Final = 60
+_LEAST_KEY_CHARACTERS: Final = 16
+_MOST_KEY_CHARACTERS: Final = 128
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     403: {"description": "`guest_tokens_off`: this server gives none."},
     409: {"description": "`userid_taken`: it is an account's, or a guest's whose token was not sent as bearer."},
-    422: {"description": "`invalid_userid`, or `userid_missing`."},
+    422: {"description": "`invalid_userid`, `userid_missing`, or an `Idempotency-Key` too short or too long."},
     429: {"description": "`rate_limited`: too many tokens for this address; `Retry-After` tells when to ask again."},
 }
 
@@ -72,12 +74,14 @@ class GuestDesk:
         self._verifier = verifier
         self._clock = clock
 
-    async def token(self, user_id: str, *, bearer: str | None, address: str) -> Token:
+    async def token(self, user_id: str, *, bearer: str | None, request_key: str | None, address: str) -> Token:
         """Return a token for the guest `user_id`.
 
         Args:
             user_id: the name that is asked for.
             bearer: an earlier token of that guest, expired or not.
+            request_key: a secret of the caller's, with which the same guest's token is had again, should the answer
+                have been lost.
             address: where the request comes from.
 
         Raises:
@@ -90,7 +94,8 @@ class GuestDesk:
             raise Rejected("invalid_userid", "A userid has 1 to 64 characters of A-Z, a-z, 0-9 and ._@-")
         await self._limit(address)
         user = UserKey(DEFAULT_TENANT, user_id)
-        return self._issue(await self._database.write(_guest, user, self._holder(bearer), self._is_open, self._clock()))
+        holder = self._holder(bearer)
+        return self._issue(await self._database.write(_guest, user, holder, request_key, self._is_open, self._clock()))
 
     @property
     def _is_open(self) -> bool:
@@ -139,19 +144,33 @@ def router(
         userid: Annotated[
             str | None, Query(description="The name to take: 1 to 64 characters of A-Z, a-z, 0-9 and ._@-")
         ] = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                min_length=_LEAST_KEY_CHARACTERS,
+                max_length=_MOST_KEY_CHARACTERS,
+                description="Random text that only this client knows. The same request sent again, because its answer "
+                "was lost, then gets a token of the guest that the first one made. Keep it as secret as a token.",
+            ),
+        ] = None,
     ) -> Token:
         if userid is None:
             raise Rejected("userid_missing", "Name a guest with ?userid=. This server has no accounts to log in to.")
         return await desk.token(
-            userid, bearer=bearer.credentials if bearer else None, address=client_address(request.scope)
+            userid,
+            bearer=bearer.credentials if bearer else None,
+            request_key=idempotency_key,
+            address=client_address(request.scope),
         )
 
     return api
 
 
-def _guest(conn: Connection, user: UserKey, holder: Identity | None, is_open: bool, now: int) -> UserRow:
+def _guest(
+    conn: Connection, user: UserKey, holder: Identity | None, request_key: str | None, is_open: bool, now: int
+) -> UserRow:
     """Return the guest's row: a new one if the name is free, the one there if it is the caller's."""
-    made = create_guest(conn, user.tenant, user.user_id, now)
+    made = create_guest(conn, user.tenant, user.user_id, now, request_key=request_key)
     if made is not None:
         return made
     found = find_user(conn, user.tenant, user.user_id)

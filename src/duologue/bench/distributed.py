@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 import aiohttp
@@ -112,14 +113,20 @@ class DistributedSystem:
         await self._until_reached()
 
     @asynccontextmanager
-    async def another(self, role: ConsumerRole) -> AsyncIterator[DuologueProcess]:
+    async def another(
+        self, role: ConsumerRole, environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[DuologueProcess]:
         """Start one more process of a role that nginx need not know of. Ready, it is one of the system's until the
         context ends, which ends it in order.
+
+        Args:
+            role: which.
+            environment: settings that it alone has.
 
         Raises:
             StartRefused: it is not ready in time.
         """
-        name = self._add(role)
+        name = self._add(role, environment or {})
         process = self._processes[name]
         try:
             await process.start()
@@ -146,9 +153,9 @@ class DistributedSystem:
         await self.kill()
         await asyncio.to_thread(self.nginx.stop)
 
-    def _add(self, role: RoleName) -> str:
+    def _add(self, role: RoleName, more: Mapping[str, str] = MappingProxyType({})) -> str:
         name = f"{role}-{len(self.of(role)) + 1}"
-        environment = {**self._environment, "SERVER_ID": name}
+        environment = {**self._environment, **more, "SERVER_ID": name}
         self._processes[name] = DuologueProcess(role, self._folder / f"{name}.log", environment)
         return name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ class GuestTokens:
         self._user_id = user_id
         self._file = file
         self._clock = clock
+        self._request_key = secrets.token_urlsafe(24)
         self._held = file.load(self._server, user_id) if file else None
 
     async def token(self, *, renew: bool = False) -> str:
@@ -146,7 +148,14 @@ class GuestTokens:
         """
         held = self._held
         if held is None or renew or held.expires_at - _RENEW_BEFORE_SECONDS < self._clock():
-            held = await fetch_guest_token(self._http, self._server, self._user_id, previous=held, now=self._clock())
+            held = await fetch_guest_token(
+                self._http,
+                self._server,
+                self._user_id,
+                previous=held,
+                request_key=self._request_key,
+                now=self._clock(),
+            )
             self._held = held
             if self._file is not None:
                 self._file.save(self._server, self._user_id, held)
@@ -154,15 +163,25 @@ class GuestTokens:
 
 
 async def fetch_guest_token(
-    http: aiohttp.ClientSession, server: str, user_id: str, *, previous: GuestToken | None = None, now: float
+    http: aiohttp.ClientSession,
+    server: str,
+    user_id: str,
+    *,
+    previous: GuestToken | None = None,
+    request_key: str = "",
+    now: float,
 ) -> GuestToken:
     """Ask `server` for a guest token: `POST /token?userid=`. `previous` proves that the name is this guest's.
+
+    A request whose answer was lost may have taken the name: with the same secret `request_key` it is had again.
 
     Raises:
         TokenRefused: the server refuses, for the reason in the text.
         ServerUnreachable: it does not answer, or not as this API does.
     """
     headers = {"Authorization": f"Bearer {previous.token}"} if previous else {}
+    if request_key:
+        headers["Idempotency-Key"] = request_key
     try:
         async with http.post(
             f"{server}/token", params={"userid": user_id}, headers=headers, timeout=_REQUEST_TIMEOUT

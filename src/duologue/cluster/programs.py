@@ -34,8 +34,9 @@ START_ORDER: Final = (
 """Kinds of programs: those of one turn start side by side."""
 
 STOP_ORDER: Final = (
-    ("websocket-server", "ai-consumer"),  # these take and answer: the rest delivers what they finish
-    ("message-relay", "api"),
+    ("ai-consumer",),  # it finishes what it has taken; the rest delivers that
+    ("message-relay",),
+    ("websocket-server", "api"),
     ("model",),
     ("nginx",),
     ("kafka", "valkey", "postgres"),

@@ -12,6 +12,7 @@ import structlog
 from duologue.delivery.attachment import Answered, Attachment, Greet, Socket
 from duologue.delivery.cursors import Cursors
 from duologue.delivery.names import EventPosition, names_of, parse_event_id
+from duologue.delivery.probe import Echo, Probe
 from duologue.delivery.publication import REVOKED, parse
 from duologue.delivery.stream import AttachReply, UserStreams
 from duologue.delivery.tasks import Tasks
@@ -27,6 +28,11 @@ _RESTORED_AT_ONCE: Final = 256
 _CHECKED_AT_ONCE: Final = 256
 _FIRST_DELAY_SECONDS: Final = 0.05
 _LONGEST_DELAY_SECONDS: Final = 1.0
+_PROBES_UNHEARD: Final = 2
+"""In a row, for the subscription to count as dead: a process that was stopped for a while finds the first too late."""
+_CLOSE_INTERVAL_SECONDS: Final = 0.01
+_CLOSE_SPREAD_SECONDS: Final = 2.0
+"""Within which all sockets are closed whose feed is lost, so that not all of them come to the next server at once."""
 
 
 class _Feed:
@@ -54,8 +60,9 @@ class _Feed:
 class Hub:
     """All sockets of this process. Open it with `async with`: its tasks run within.
 
-    It outlives Redis: sockets stay, and when Redis is back each catches up. Only if Redis answers, but the subscription
-    cannot be had, `ready` turns false and the sockets are told that their feed is lost.
+    It outlives Redis: sockets stay, and when Redis is back each catches up. Only if Redis answers, but nothing comes on
+    the subscription, it is `deaf`: the sockets are told that their feed is lost, none is attached, and the subscription
+    gets another connection, until it hears itself again.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Hub:
         streams: UserStreams,
         *,
         check_seconds: float = 25.0,
+        probe_seconds: float = 2.0,
+        probe_timeout_seconds: float = 3.0,
         cursor_delay_seconds: float = 40.0,
         timeout_seconds: float = 5.0,
         may_be_away: bool = False,
@@ -74,7 +83,10 @@ class Hub:
         Args:
             url: the Redis that `streams` uses.
             streams: the users' streams.
-            check_seconds: how often numbers are compared with Redis, and the subscription is probed.
+            check_seconds: how often numbers are compared with Redis.
+            probe_seconds: how often the subscription is probed.
+            probe_timeout_seconds: how long a probe may take. A subscription that dies is noticed within `probe_seconds`
+                and twice this.
             cursor_delay_seconds: how long after a write a socket must have stayed open for the cursor to pass.
             timeout_seconds: after which a subscription that does not answer is given up.
             may_be_away: entering does not need an answer: the subscription comes when Redis does.
@@ -82,11 +94,14 @@ class Hub:
         """
         self._streams = streams
         self._check_seconds = check_seconds
+        self._probe_seconds = probe_seconds
+        self._probe = Probe(streams, timeout_seconds=probe_timeout_seconds)
         self._subscription = Subscription(
             url,
             name="hub",
             on_message=self._on_message,
             on_connected=self._on_connected,
+            channel=self._probe.channel,
             timeout_seconds=timeout_seconds,
             may_be_away=may_be_away,
         )
@@ -96,7 +111,8 @@ class Hub:
         self._channels: dict[bytes, _Feed] = {}
         self._attachments: dict[Socket, Attachment] = {}
         self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
-        self._failed_probes = 0
+        self._deaf = False
+        self._redis_met = streams.connections
         self._cursors = Cursors(streams, delay_seconds=cursor_delay_seconds, clock=clock)
         self._tasks = Tasks("hub")
 
@@ -107,7 +123,7 @@ class Hub:
             RedisUnavailable: nothing answers, and it may not be away.
         """
         await self._subscription.__aenter__()
-        for step in (self._restore, self._check_in_time, self._cursors.tick):
+        for step in (self._restore, self._check_in_time, self._probe_in_time, self._cursors.tick):
             self._tasks.spawn_loop(step)
         return self
 
@@ -124,7 +140,12 @@ class Hub:
     @property
     def ready(self) -> bool:
         """Whether publications reach this process, as far as its connection and the last probe know."""
-        return self._subscription.connected.is_set() and self._failed_probes < 2
+        return self._subscription.connected.is_set() and not self._deaf
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the subscription was found dead while Redis answers: sockets are better off on another server."""
+        return self._deaf
 
     def connections(self, user: UserKey) -> int:
         """How many sockets a user has here."""
@@ -143,8 +164,10 @@ class Hub:
         (`recovered` false): it sends the `connection` frame. The caller detaches the socket in the end.
 
         Raises:
-            RedisUnavailable: Redis cannot be reached; the socket is not attached.
+            RedisUnavailable: Redis cannot be reached, or not be heard; the socket is not attached.
         """
+        if self._deaf:
+            raise RedisUnavailable("publications do not reach this process")
         feed = self._feed_of(user)
         position = None if last_event_id is None else parse_event_id(last_event_id)
         attachment = Attachment(user, socket, position, greet)
@@ -234,16 +257,18 @@ class Hub:
         self._reconnected.clear()
         feeds = list(self._feeds.values())
         for start in range(0, len(feeds), _RESTORED_AT_ONCE):
-            await asyncio.gather(*map(self._restore_feed, feeds[start : start + _RESTORED_AT_ONCE]))
+            some = feeds[start : start + _RESTORED_AT_ONCE]
+            await asyncio.gather(*(self._restore_feed(feed, "reconnected") for feed in some))
         _log.info("subscriptions_restored", users=len(feeds))
 
-    async def _restore_feed(self, feed: _Feed) -> None:
+    async def _restore_feed(self, feed: _Feed, reason: str) -> None:
+        """Subscribe a user's channel, and then let the sockets catch up."""
         try:
             await self._subscribe(feed)
         except RedisUnavailable:  # lost once more: the next connection restores it
             return
         for attachment in list(feed.attachments.values()):
-            self._catch_up(attachment, "reconnected")
+            self._catch_up(attachment, reason)
 
     # Catching up
 
@@ -289,6 +314,8 @@ class Hub:
     def _on_message(self, channel: bytes, payload: bytes) -> None:
         feed = self._channels.get(channel)
         if feed is None:
+            if channel == self._probe.channel.encode():
+                self._probe.hear(payload)
             return
         try:
             publication = parse(payload)
@@ -312,7 +339,7 @@ class Hub:
     async def check(self) -> None:
         """Compare each user's running number with Redis, and let the sockets catch up that lag behind."""
         feeds = list(self._feeds.values())
-        for start in range(0, max(len(feeds), 1), _CHECKED_AT_ONCE):  # in steps: it must not hold up the event loop
+        for start in range(0, len(feeds), _CHECKED_AT_ONCE):  # in steps: it must not hold up the event loop
             if not await self._check(feeds[start : start + _CHECKED_AT_ONCE]):
                 return
 
@@ -324,41 +351,67 @@ class Hub:
         except DuologueError as error:
             _log.warning("check_without_redis", error=str(error))
             return False
-        # Redis had published all that it counted when it answers the probe, on the connection of the publications.
-        if not await self._probe():
+        # Redis had published all that it counted when the probe comes back, on the connection of the publications.
+        if await self._probe.ask(self._subscription.connected) is not Echo.HEARD:
             return False
         for (feed, before), number in zip(seen, numbers, strict=True):
             self._compare(feed, before, number)
         return True
 
     def _compare(self, feed: _Feed, before: int, number: int | None) -> None:
-        """A socket lags if Redis had counted further than it has come by now, or counts from less than it had."""
-        for attachment in list(feed.attachments.values()):
-            if attachment.live and (number is None or attachment.number < number or number < before):
-                self._catch_up(attachment, "check")
+        """A socket lags if Redis had counted further than it has come by now, or counts from less than it had.
 
-    async def _probe(self) -> bool:
-        """Tell whether the subscription is alive.
-
-        If not, twice in a row, while Redis answers elsewhere, then this server is at fault: sockets are better off on
-        another. While Redis is away for all they stay.
+        Perhaps Redis has forgotten the subscription of this channel alone: so it is subscribed again, before the
+        sockets ask what they missed.
         """
-        if await self._hears():
-            self._failed_probes = 0
-            return True
-        if self._streams.connected:
-            self._failed_probes += 1
-            _log.warning("subscription_dead", probes=self._failed_probes)
-        if not self.ready:
-            for socket in list(self._attachments):
-                socket.feed_lost()
-        return False
+        attachments = feed.attachments.values()
+        if any(each.live and (number is None or each.number < number or number < before) for each in attachments):
+            feed.generation = 0
+            self._tasks.spawn(self._restore_feed(feed, "check"))
 
-    async def _hears(self) -> bool:
-        if not self._subscription.connected.is_set():
-            return False
-        try:
-            await self._subscription.ping()
-        except DuologueError:
-            return False
-        return True
+    # The probe
+
+    async def _probe_in_time(self) -> None:
+        await asyncio.sleep(self._probe_seconds)
+        await self.probe()
+
+    async def probe(self) -> None:
+        """Find out whether the subscription is alive, and see to it that it is.
+
+        If it is not, while Redis answers elsewhere, this server is at fault: sockets are better off on another. While
+        Redis is away for all they stay; if it has been away, the subscription may have died with it, and a new
+        connection is all that is needed.
+        """
+        for _ in range(_PROBES_UNHEARD):
+            echo = await self._probe.ask(self._subscription.connected)
+            if echo is Echo.HEARD:
+                self._find_alive()
+            if echo is not Echo.UNHEARD or self._renewed_after_absence():
+                return
+        await self._lose_feed()
+
+    def _find_alive(self) -> None:
+        if self._deaf:
+            _log.info("feed_found_again")
+        self._deaf = False
+        self._redis_met = self._streams.connections
+
+    def _renewed_after_absence(self) -> bool:
+        """Give the subscription a new connection if Redis has been away since it was last heard; tell whether."""
+        has_been_away = self._redis_met != self._streams.connections
+        if has_been_away:
+            self._redis_met = self._streams.connections
+            self._subscription.renew("Redis has been away, and nothing is heard since")
+        return has_been_away
+
+    async def _lose_feed(self) -> None:
+        """Send all sockets elsewhere, a few at a time, and listen anew."""
+        self._deaf = True
+        metrics.SUBSCRIPTIONS_LOST.inc()
+        _log.error("feed_lost", sockets=len(self._attachments))
+        self._subscription.renew("what Redis publishes does not come")
+        sockets = list(self._attachments)
+        pause = min(_CLOSE_INTERVAL_SECONDS, _CLOSE_SPREAD_SECONDS / max(len(sockets), 1))
+        for socket in sockets:
+            socket.feed_lost()
+            await asyncio.sleep(pause)

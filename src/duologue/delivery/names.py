@@ -42,6 +42,15 @@ def epochs() -> Iterator[str]:
     return (f"{prefix}{count:x}" for count in itertools.count())
 
 
+def probe_channel() -> str:
+    """Return a channel that is nobody else's, for a process to hear itself on.
+
+    No user's: no tenant has an empty name. Among the users' channels nevertheless, since operators may let this program
+    have no others.
+    """
+    return f"user::{secrets.token_hex(8)}"
+
+
 class UserNames:
     """A user's keys. One hash tag, so that a cluster keeps them together and a script may use them all."""
 

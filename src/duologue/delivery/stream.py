@@ -166,6 +166,11 @@ class UserStreams:
         """Whether calls reach Redis at this moment."""
         return self._redis.connected.is_set()
 
+    @property
+    def connections(self) -> int:
+        """How often its connection has been made: another number tells that Redis has been away."""
+        return self._redis.connections
+
     # Durable frames
 
     async def apply(self, user: UserKey, frames: Sequence[DurableFrame]) -> list[Applied]:
@@ -243,6 +248,10 @@ class UserStreams:
     async def revoke(self, user: UserKey) -> None:
         """Make every server close this user's sockets: their token no longer holds."""
         await self._redis.call("PUBLISH", names_of(user).channel, REVOCATION)
+
+    async def say(self, channel: str, word: str) -> None:
+        """Publish a word on a channel that is no user's. Returns when Redis has done so."""
+        await self._redis.call("PUBLISH", channel, word)
 
     # Attaching
 

@@ -13,6 +13,7 @@ DEFAULT_TENANT: Final = "default"
 USER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 _MESSAGE_NAMESPACE: Final = uuid.UUID("6f4df0f5-2c62-5a8e-9c1e-6d7e0f6b8a11")
+_GUEST_NAMESPACE: Final = uuid.UUID("d1b3a8a4-8e3c-5d27-9a51-3f0c7b6e4290")
 
 
 class UserKey(NamedTuple):
@@ -40,9 +41,20 @@ def message_id(*, tenant: str, uid: str, client_id: str, content: str, conversat
     Returns:
         A UUIDv5 (RFC 9562) over these. Each part is preceded by its length, so that no two sets of parts share a name.
     """
-    parts = (tenant, uid, client_id, content, conversation_id or "")
-    name = "".join(f"{len(part)}:{part}" for part in parts)
-    return str(uuid.uuid5(_MESSAGE_NAMESPACE, name))
+    return _derived(_MESSAGE_NAMESPACE, tenant, uid, client_id, content, conversation_id or "")
+
+
+def guest_uid(user: UserKey, request_key: str) -> str:
+    """Derive the row id of a guest from the secret key of the request that makes them: a repeat finds its own guest.
+
+    Returns:
+        A UUIDv5 as above; who knows it does not know the key.
+    """
+    return _derived(_GUEST_NAMESPACE, *user, request_key)
+
+
+def _derived(namespace: uuid.UUID, *parts: str) -> str:
+    return str(uuid.uuid5(namespace, "".join(f"{len(part)}:{part}" for part in parts)))
 
 
 def is_valid_user_id(user_id: str) -> bool:

@@ -126,6 +126,8 @@ class _Connection:
         self._keeper: asyncio.Task[None] | None = None
         self._waiting: deque[_Call] = deque()
         self.connected = asyncio.Event()
+        self.connections = 0
+        """How often it has been connected so far."""
         self.run_id = ""
 
     async def __aenter__(self) -> Self:
@@ -240,6 +242,7 @@ class _Connection:
         except (OSError, DuologueError) as error:  # OSError: those of TLS and of time too
             self._drop("no connection")
             raise _greeting_error(error) from error
+        self.connections += 1
         self.connected.set()
 
     async def _open_wire(self) -> _Wire:
@@ -325,7 +328,8 @@ class Redis(_Connection):
 class Subscription(_Connection):
     """A connection that only hears: publications go to `on_message(channel, payload)` as they come.
 
-    `on_connected` is called after every reconnection, when all subscriptions of the lost connection are gone.
+    `on_connected` is called after every reconnection, when all subscriptions of the lost connection are gone but that
+    of `channel`, which every connection has from its greeting on.
     """
 
     def __init__(
@@ -335,10 +339,12 @@ class Subscription(_Connection):
         name: str,
         on_message: Callable[[bytes, bytes], None],
         on_connected: Callable[[], None] = lambda: None,
+        channel: str = "",
         timeout_seconds: float = 5.0,
         may_be_away: bool = False,
     ) -> None:
         super().__init__(url, name=name, timeout_seconds=timeout_seconds, may_be_away=may_be_away)
+        self._channel = channel
         self._on_message = on_message
         self._on_connected = on_connected
 
@@ -354,15 +360,22 @@ class Subscription(_Connection):
         """Hear `channel` no more. Raises RedisUnavailable."""
         await self._command(("UNSUBSCRIBE", channel))
 
-    async def ping(self) -> None:
-        """Return if the connection is alive in both directions. Raises RedisUnavailable."""
-        await self._command(("PING",))
+    def renew(self, why: str) -> None:
+        """Give this connection up for another one, if there is one: it looks alive, and is not."""
+        if self.connected.is_set():
+            _log.warning("subscription_renewed", connection=self._name, reason=why)
+            self._drop(why)
 
     def _on_reply(self, reply: Reply) -> None:
         if isinstance(reply, list) and reply[0] == b"message":
             self._on_message(reply[1], reply[2])
         else:
             super()._on_reply(reply)
+
+    async def _greet(self) -> None:
+        await super()._greet()
+        if self._channel:
+            await self._enqueue(("SUBSCRIBE", self._channel))
 
     async def _connect(self) -> None:
         await super()._connect()

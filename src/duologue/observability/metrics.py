@@ -26,6 +26,10 @@ SLOW_READERS = Counter("duologue_slow_readers_total", "Sockets closed because th
 
 # delivery
 REATTACHES = Counter("duologue_reattaches_total", "Sockets attached again, by reason.", ["reason"])
+SUBSCRIPTIONS_LOST = Counter(
+    "duologue_subscriptions_lost_total",
+    "Times that this server's subscription had died silently: its sockets were sent elsewhere.",
+)
 APPLY_RETRIES = Counter("duologue_apply_retries_total", "Script calls for a user's records that were sent again.")
 RECORDS_DROPPED = Counter("duologue_records_dropped_total", "Records that a user has had already, by kind.", ["kind"])
 

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from duologue.domain.ids import UserKey, new_id
+from duologue.domain.ids import UserKey, guest_uid, new_id
 from duologue.store.dialect import insert_missing
 from duologue.store.prepared import is_one_of
 from duologue.store.schema import users
@@ -86,11 +86,24 @@ def ensure_user(conn: Connection, tenant: str, user_id: str, kind: UserKind, now
     return _insert(conn, tenant, user_id, kind, now)
 
 
-def create_guest(conn: Connection, tenant: str, user_id: str, now: int) -> UserRow | None:
-    """Make a guest of that name, also after an earlier user of that name was deleted. None if the name is taken."""
-    if find_user(conn, tenant, user_id) is not None:
-        return None
-    uid = new_id()
+def create_guest(
+    conn: Connection, tenant: str, user_id: str, now: int, *, request_key: str | None = None
+) -> UserRow | None:
+    """Make a guest of that name, also after an earlier user of that name was deleted. None if the name is taken.
+
+    Args:
+        conn: in a transaction.
+        tenant: the guest's.
+        user_id: the name.
+        now: milliseconds since the Unix epoch.
+        request_key: what only the caller knows. The guest whom the same key made already is returned again.
+    """
+    uid = new_id() if request_key is None else guest_uid(UserKey(tenant, user_id), request_key)
+    found = find_user(conn, tenant, user_id)
+    if found is not None:
+        return found if found.uid == uid and found.kind == "guest" else None
+    if request_key is not None and is_deleted(conn, uid):
+        uid = new_id()
     user = _insert(conn, tenant, user_id, "guest", now, uid=uid)
     return user if user is not None and user.uid == uid else None
 

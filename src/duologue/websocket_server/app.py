@@ -22,10 +22,10 @@ class _Endpoint:
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._server.draining:
-            await _send_elsewhere(receive, send)
-        else:
+        if self._server.takes_sockets:
             await self._server.serve(scope, receive, send, handshake_of(scope))
+        else:
+            await _send_elsewhere(receive, send)
 
 
 async def _send_elsewhere(receive: Receive, send: Send) -> None:

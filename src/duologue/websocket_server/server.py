@@ -105,6 +105,11 @@ class WebSocketServer:
         """What waits in the send queues of all sockets."""
         return sum(connection.queued_bytes for of_user in self._by_user.values() for connection in of_user)
 
+    @property
+    def takes_sockets(self) -> bool:
+        """Whether a new socket is served here; if not, another server is to be asked."""
+        return not (self.draining or self.hub.deaf)
+
     # Connections
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, handshake: Handshake) -> None:

@@ -39,6 +39,32 @@ async def test_token_for_a_taken_userid_is_refused(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "userid_taken")
 
 
+async def test_token_asked_for_again_with_the_same_key_is_that_of_the_same_guest(api: Api) -> None:
+    """As after an api that has died between making the guest and answering."""
+    key = {"Idempotency-Key": "a secret of the client"}
+    first = (await api.http.post("/token?userid=ada", headers=key)).json()["token"]
+    again = await api.http.post("/token?userid=ada", headers=key)
+    verifier = TokenVerifier(SECRET, clock=api.clock)
+    assert verifier.verify(again.json()["token"]).uid == verifier.verify(first).uid
+    other = await api.http.post("/token?userid=ada", headers={"Idempotency-Key": "a secret of another"})
+    assert (other.status_code, other.json()["code"]) == (409, "userid_taken")
+    assert (await api.http.post("/token?userid=bob", headers=key)).status_code == 200
+
+
+async def test_token_asked_for_with_the_key_of_a_deleted_guest_is_that_of_a_new_one(api: Api) -> None:
+    key = {"Idempotency-Key": "a secret of the client"}
+    verifier = TokenVerifier(SECRET, clock=api.clock)
+    first = verifier.verify((await api.http.post("/token?userid=ada", headers=key)).json()["token"])
+    assert first.uid is not None
+    await api.database.write(delete_user, first.uid, api.clock())
+    second = verifier.verify((await api.http.post("/token?userid=ada", headers=key)).json()["token"])
+    assert second.uid != first.uid
+
+
+async def test_token_asked_for_with_a_key_that_can_be_guessed_is_refused(api: Api) -> None:
+    assert (await api.http.post("/token?userid=ada", headers={"Idempotency-Key": "1"})).status_code == 422
+
+
 @pytest.mark.parametrize("later_seconds", [1, 2 * _WEEK_SECONDS], ids=["valid", "expired"])
 async def test_token_for_a_taken_userid_is_issued_to_its_holder(api: Api, later_seconds: int) -> None:
     headers, _ = await api.guest("ada")

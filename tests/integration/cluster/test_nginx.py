@@ -97,7 +97,7 @@ async def front(folder: Path) -> AsyncIterator[Front]:
 
 
 @asynccontextmanager
-async def opened(folder: Path, *trusted_proxies: str) -> AsyncIterator[Front]:
+async def opened(folder: Path, *trusted_proxies: str, configuration: Path = CONFIGURATION) -> AsyncIterator[Front]:
     async with AsyncExitStack() as stack:
         ports = free_ports(5)
         upstreams = [await stack.enter_async_context(running_upstream(f"server-{port}", port)) for port in ports[:2]]
@@ -108,6 +108,7 @@ async def opened(folder: Path, *trusted_proxies: str) -> AsyncIterator[Front]:
             websocket_servers=addresses,
             api_servers=addresses,
             trusted_proxies=trusted_proxies,
+            configuration=configuration,
         )
         with needs_engine(from_apt_get=True):
             await asyncio.to_thread(nginx.start)
@@ -285,6 +286,62 @@ async def test_server_that_does_not_take_connections_is_left_after_a_second(fron
         async with front.socket() as (first, _), front.socket() as (second, _):
             assert (first, second) == (living.name, living.name)
         assert asyncio.get_running_loop().time() - began < 6.0  # a second, or two with the next try, and some room
+
+
+@contextmanager
+def hanging(port: int) -> Iterator[None]:
+    """Listen on a port and let the kernel accept: who connects gets no answer, as from a process that is stopped."""
+    with socket.create_server(("127.0.0.1", port), backlog=128):
+        yield
+
+
+async def test_server_that_hangs_costs_one_handshake_two_seconds_and_gets_none(front: Front) -> None:
+    hung, living = front.upstreams
+    await hung.stop()
+    began = asyncio.get_running_loop().time()
+    waited = []
+    with hanging(hung.port):
+        for _ in range(4):
+            before = asyncio.get_running_loop().time()
+            async with front.socket() as (at, _):
+                assert at == living.name
+            waited.append(asyncio.get_running_loop().time() - before)
+        assert sum(seconds > 1.0 for seconds in waited) <= failures_since(began)
+        assert max(waited) < 4.0
+    await hung.start()
+    await eventually_at(front, hung.name)
+
+
+async def test_handshake_when_all_hang_is_unavailable(front: Front) -> None:
+    with ExitStack() as held:
+        for upstream in front.upstreams:
+            await upstream.stop()
+            held.enter_context(hanging(upstream.port))
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with front.socket():
+                pass
+    assert refused.value.status == 503
+
+
+@pytest.mark.parametrize("sends", [False, True], ids=["silent client", "client that sends"])
+async def test_socket_of_a_server_that_is_silent_is_ended_once_the_client_is_silent_too(
+    folder: Path, sends: bool
+) -> None:
+    configuration = folder / "configuration"
+    shutil.copytree(CONFIGURATION, configuration)
+    shared = configuration / "duologue.conf"
+    assert shared.read_text().count("proxy_read_timeout 75s;") == 1
+    shared.write_text(shared.read_text().replace("proxy_read_timeout 75s;", "proxy_read_timeout 1s;"))
+    loop = asyncio.get_running_loop()
+    async with opened(folder / "nginx", configuration=configuration) as front, front.socket("/ws/mute") as (_, mute):
+        began = loop.time()
+        while sends and loop.time() < began + 2.0:
+            await mute.send_str("is anybody there?")
+            await asyncio.sleep(0.2)
+        spoken = loop.time()
+        assert not mute.closed
+        assert (await mute.receive()).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE)
+        assert 0.5 < loop.time() - spoken < 10.0
 
 
 async def test_server_that_drains_gets_no_new_sockets_and_keeps_its_own(front: Front) -> None:

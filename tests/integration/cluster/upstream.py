@@ -60,7 +60,7 @@ class Upstream:
         try:
             await socket.send_str(self.name)
             async for message in socket:
-                if message.type is WSMsgType.TEXT:
+                if message.type is WSMsgType.TEXT and "mute" not in request.path:
                     await socket.send_str(message.data)
         finally:
             self.sockets.remove(socket)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.integration.delivery.support import ALICE, RecordingSocket, echo, eventually, open_streams
+from tests.integration.delivery.support import ALICE, RecordingSocket, echo, open_streams
 
 from duologue.delivery.hub import Hub
 from duologue.delivery.names import names_of
@@ -43,21 +43,6 @@ async def test_hub_that_closes_lets_the_cursor_pass_what_clients_had_closed_in_o
             hub.written(socket, socket.events[0])
             await hub.detach(socket, clean=True)
         assert await redis.call("HGET", names_of(ALICE).state, "cursor") == b"1"
-
-
-async def test_check_without_a_socket_of_any_user_probes_the_subscription(valkey: str) -> None:
-    async with open_streams(valkey) as (streams, _), Hub(valkey, streams, check_seconds=0.02) as hub:
-        probes = 0
-        ping = hub._subscription.ping
-
-        async def counted() -> None:
-            nonlocal probes
-            probes += 1
-            await ping()
-
-        hub._subscription.ping = counted  # type: ignore[method-assign]
-        await eventually(lambda: probes > 2)
-        assert hub.ready
 
 
 async def test_redis_that_counts_from_less_than_a_socket_has_seen_is_noticed_by_the_check(valkey: str) -> None:

@@ -121,10 +121,29 @@ async def test_subscription_hears_publications_until_it_unsubscribes(valkey: str
         assert await redis.call("PUBLISH", "one", "hello") == 1
         async with asyncio.timeout(5):
             assert await heard.get() == (b"one", b"hello")
-        await ear.ping()
         await ear.unsubscribe("one")
         assert await redis.call("PUBLISH", "one", "nobody") == 0
-        await ear.ping()
+
+
+async def test_subscription_renewed_hears_its_own_channel_on_the_new_connection(valkey: str) -> None:
+    heard: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()
+    returned = asyncio.Event()
+    async with (
+        Redis(valkey, name="test") as redis,
+        Subscription(
+            valkey,
+            name="ear",
+            on_message=lambda *message: heard.put_nowait(message),
+            on_connected=returned.set,
+            channel="own",
+        ) as ear,
+    ):
+        assert await redis.call("PUBLISH", "own", "hello") == 1
+        ear.renew("the test says so")
+        async with asyncio.timeout(10):
+            await returned.wait()
+            assert await redis.call("PUBLISH", "own", "again") == 1
+            assert [await heard.get(), await heard.get()] == [(b"own", b"hello"), (b"own", b"again")]
 
 
 async def test_subscription_cut_by_the_server_announces_its_return(valkey_server: ValkeyServer) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.edge import Edge, eventually, running_edge, user
 from websockets.exceptions import InvalidStatus
 
+from duologue.delivery.probe import Echo
 from duologue.domain.clock import wall_clock
 from duologue.log.port import LogProducer
 from duologue.observability.metrics import SLOW_READERS
@@ -43,6 +44,28 @@ async def test_revocation_closes_every_socket_of_the_user_with_4401(edge: Edge) 
             assert (await client.receive())["code"] == "invalid_token"
             assert await client.closed() == 4401
         await other.ping()
+
+
+async def test_server_that_does_not_hear_itself_closes_with_1013_and_takes_no_socket_until_it_does(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await edge.token("ann")
+
+    async def unheard(connected: asyncio.Event) -> Echo:
+        return Echo.UNHEARD
+
+    async with edge.connect(token) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(edge.hub._probe, "ask", unheard)
+            await edge.hub.probe()
+        assert await client.closed() == 1013
+    with pytest.raises(InvalidStatus) as refused:
+        async with edge.connect(token):
+            pass
+    assert refused.value.response.status_code == 503
+    await edge.hub.probe()
+    async with edge.connect(token) as client:
+        await client.ping()
 
 
 async def test_deleted_user_is_found_by_the_check_even_if_nobody_said_so(valkey: str, tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ class TokenDesk:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
+        self.keys: list[str | None] = []
         self.status = 200
 
     async def issue(self, request: web.Request) -> web.Response:
         self.asked.append((request.query["userid"], request.headers.get("Authorization")))
+        self.keys.append(request.headers.get("Idempotency-Key"))
         if self.status != 200:
             return web.json_response({"detail": "not now"}, status=self.status)
         return web.json_response({"token": f"t{len(self.asked)}", "expires_in": 600})
@@ -63,6 +65,22 @@ async def test_guest_token_is_asked_for_once_and_kept(
     assert await tokens.token() == "t1"
     assert await GuestTokens(http, server, "ada", file=file).token() == "t1"
     assert desk.asked == [("ada", None)]
+
+
+async def test_token_asked_for_again_after_a_failure_is_asked_for_with_the_same_key(
+    desk: TokenDesk, server: str, http: aiohttp.ClientSession
+) -> None:
+    tokens, other = GuestTokens(http, server, "ada"), GuestTokens(http, server, "ada")
+    desk.status = 503
+    with pytest.raises(ServerUnreachable):
+        await tokens.token()
+    desk.status = 200
+    await tokens.token()
+    await other.token()
+    first, second, others = desk.keys
+    assert first == second != others
+    assert first is not None
+    assert len(first) >= 16
 
 
 async def test_expired_and_renewed_tokens_prove_the_name_with_the_old_one(
