@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW, Scenario, add_version, ended
 
 from duologue.domain.errors import Rejected
+from duologue.log.dead_letters import MAX_KEPT_BYTES
 from duologue.store.database import Database
 from duologue.store.dead_letters import (
     REPLAY_LEASE_MS,
@@ -90,6 +91,12 @@ async def test_letter_comes_back_as_it_went_in(database: Database) -> None:
     row = await database.read(read_dead_letter, await _kept(database, _letter()))
     assert {name: getattr(row, name) for name in DeadLetter.__struct_fields__} == msgspec.structs.asdict(_letter())
     assert (row.state, row.handled_at, row.handled_by, row.user_id) == ("open", None, None, None)
+
+
+async def test_letter_as_large_as_is_kept_comes_back(database: Database) -> None:
+    letter = _letter(value=b"x" * MAX_KEPT_BYTES, size=MAX_KEPT_BYTES + 1)
+    row = await database.read(read_dead_letter, await _kept(database, letter))
+    assert (len(row.value), row.size) == (MAX_KEPT_BYTES, MAX_KEPT_BYTES + 1)
 
 
 async def test_letter_kept_again_is_one(database: Database) -> None:
