@@ -13,16 +13,15 @@ if repeated == 1 then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if not redis.call('ZSCORE', KEYS[4], ARGV[3]) then -- else it is on its way to the log already
-  local by_user, by_load = tonumber(ARGV[4]), tonumber(ARGV[5])
-  local pending = redis.call('ZCARD', KEYS[4])
-  if pending >= by_user or pending >= by_load then
-    -- One whose end was not counted is forgotten with its age, or it would count against the user for good.
-    redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - PENDING_SECONDS * 1000)
-    pending = redis.call('ZCARD', KEYS[4])
-    if pending >= by_user then return { 0, 0, 3 } end
-    if pending >= by_load then return { 0, 0, 2 } end
-  end
+local by_user, by_load = tonumber(ARGV[4]), tonumber(ARGV[5])
+local pending = redis.call('ZCARD', KEYS[4])
+if (pending >= by_user or pending >= by_load)
+  and not redis.call('ZSCORE', KEYS[4], ARGV[3]) then -- else it is on its way to the log already
+  -- One whose end was not counted is forgotten with its age, or it would count against the user for good.
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - PENDING_SECONDS * 1000)
+  pending = redis.call('ZCARD', KEYS[4])
+  if pending >= by_user then return { 0, 0, 3 } end
+  if pending >= by_load then return { 0, 0, 2 } end
 end
 local wait = limited_us(KEYS[2], tonumber(ARGV[1]), tonumber(ARGV[2]))
 if wait > 0 then return { 0, wait, 1 } end
