@@ -19,7 +19,7 @@ from duologue.observability.metrics import EXPECTED_WAIT_SECONDS, LOOP_FAILURES,
 
 _log = structlog.get_logger(__name__)
 
-_UNREAD_TIMEOUT_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 5.0
 
 
 class LoadFigures:
@@ -55,6 +55,7 @@ class LoadFigures:
         self._arriving = arriving
         self._slots = slots
         self._unread = 0
+        self._look_at = 0.0
 
     async def run(self) -> None:
         """Report until cancelled. What was said last stands until others report on the same partitions."""
@@ -77,10 +78,16 @@ class LoadFigures:
             await self._board.report(report)
 
     async def _look_at_log(self) -> None:
-        """Count what is not read yet. While the log does not answer, the last count stands."""
-        with suppress(DuologueError, TimeoutError):
-            async with asyncio.timeout(_UNREAD_TIMEOUT_SECONDS):
-                self._unread = await self._intake.unread()
+        """Count what is not read yet: always if reading is held up, else now and then, since the log is asked.
+
+        While the log does not answer, the last count stands.
+        """
+        now = asyncio.get_running_loop().time()
+        if not (self._unread or self._arriving() or self._intake.owed) and now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        with suppress(DuologueError):
+            self._unread = await self._intake.unread()
 
     def figures(self, now: float) -> LoadReport:
         """Return the figures of this moment, with what was last known of the log.
