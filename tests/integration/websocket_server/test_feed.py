@@ -15,7 +15,6 @@ from websockets.asyncio.client import connect
 from websockets.frames import Opcode
 
 from duologue.delivery.stream import DurableFrame
-from duologue.domain.errors import RedisUnavailable
 from duologue.protocol import frames
 from duologue.websocket_server import places
 
@@ -95,19 +94,6 @@ async def test_socket_outlives_its_token(edge: Edge) -> None:
             await asyncio.sleep(0.02)
         await client.send(type="message", id="late", content="Hello")
         assert (await client.until("ack"))["id"] == "late"
-
-
-async def test_lost_feed_closes_with_1013(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def dead() -> None:
-        raise RedisUnavailable("no answer")
-
-    async with edge.connect(await edge.token("ann")) as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(edge.hub._subscription, "ping", dead)
-            await edge.hub.check()
-            await client.ping()  # once may be chance
-            await edge.hub.check()
-        assert await client.closed() == 1013
 
 
 async def test_client_that_answers_no_ping_is_closed_with_1011(valkey: str, tmp_path: Path) -> None:
