@@ -25,7 +25,6 @@ from duologue.bench.chaos.tools import Tool
 from duologue.domain.errors import DuologueError, StartRefused
 
 _LOOK_SECONDS: Final = 0.1
-_HEAL_SECONDS: Final = 120.0
 _BEGIN_SECONDS: Final = 60.0
 _WARM_ANSWERS: Final = 3
 _QUIET_SECONDS: Final = 3.0
@@ -35,11 +34,15 @@ _STORE_SECONDS: Final = 20.0
 
 @dataclass(frozen=True)
 class Load:
-    """The crowd: how many users, how many messages a second all together, and what its behaviour follows from."""
+    """The crowd: how many users, how many messages a second all together, and what its behaviour follows from.
+
+    `heal_seconds`: how long after a fault, and in the end, what is owed may take; longer is stuck.
+    """
 
     users: int = 8
     rate: float = 4.0
     seed: int = 1
+    heal_seconds: float = 120.0
 
 
 class Progress(Protocol):
@@ -110,8 +113,8 @@ async def run(
         clients = _clients(folder, subject, load)
         stack.push_async_callback(clients.aclose)
         await clients.start()
-        direction = _Direction(subject, model, clients, tell)
-        await direction.begin(load.rate)
+        direction = _Direction(subject, model, clients, load, tell)
+        await direction.begin()
         await direction.carry_out(steps, seconds)
         await direction.end()
         tell.begin("comparing")
@@ -143,19 +146,20 @@ def _clients(folder: Path, subject: Subject, load: Load) -> Tool:
 class _Direction:
     """Carries the plan out: each fault when those before have healed, unless it joins them."""
 
-    def __init__(self, subject: Subject, model: Tool, clients: Tool, tell: Progress) -> None:
+    def __init__(self, subject: Subject, model: Tool, clients: Tool, load: Load, tell: Progress) -> None:
         self.record = _Record()
+        self._load = load
         self._subject = subject
         self._clients = clients
         self._faults = Faults(subject, model, clients)
         self._tell = tell
         self._going: list[tuple[Step, asyncio.Task[Happened]]] = []
 
-    async def begin(self, rate: float) -> None:
+    async def begin(self) -> None:
         """Let everybody connect and talk, until the first answers have come. Raises StartRefused."""
         self._tell.begin("letting clients in")
         await self._until(lambda stats: stats.ready, "all clients are connected", _BEGIN_SECONDS)
-        await self._clients.post("/talk", Talk(rate), dict)
+        await self._clients.post("/talk", Talk(self._load.rate), dict)
         await self._until(lambda stats: stats.answered >= _WARM_ANSWERS, "the first answers", _BEGIN_SECONDS)
 
     async def carry_out(self, steps: Iterable[Step], seconds: float | None) -> None:
@@ -203,7 +207,7 @@ class _Direction:
             await self._until(
                 lambda stats: (stats.oldest_owed is None or stats.oldest_owed > last) and stats.answered > answered,
                 f"what was accepted before {', '.join(f'{each.fault} {each.target}' for each in happened)} is answered",
-                _HEAL_SECONDS,
+                self._load.heal_seconds,
             )
         except StartRefused as error:
             self.record.not_healed.append(str(error))
@@ -223,7 +227,8 @@ class _Direction:
         """Let all run, wait until nothing is owed, and close every connection."""
         self._tell.begin("waiting until nothing is owed")
         await self._restore()
-        finished = await self._clients.post("/finish", Finish(_HEAL_SECONDS), Finished, seconds=_HEAL_SECONDS + 30)
+        seconds = self._load.heal_seconds
+        finished = await self._clients.post("/finish", Finish(seconds), Finished, seconds=seconds + 30)
         self.record.not_healed += [f"at the end: {words}" for words in finished.waiting]
 
     async def _restore(self) -> None:

@@ -1,0 +1,49 @@
+"""`duologue chaos` itself: it finds nothing where nothing is wrong, and what is wrong on purpose."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.chaos_run import Hit, Mutation, plan, run_embedded
+
+from duologue.bench.chaos.run import Load
+
+_LOAD = Load(users=6, rate=12.0, seed=11, heal_seconds=40.0)
+_MUTATED = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
+
+_KILLS = plan(Hit("kill", "duologue"), Hit("kill", "duologue"), Hit("kill", "duologue"))
+_RECONNECTS = plan(*(Hit("vanish", "clients", 0.3) for _ in range(6)))
+_HANDOVER = plan(Hit("slow", "model", 14.0), Hit("pause", "valkey", 7.0, joined=True, pause_seconds=1.0))
+
+
+@pytest.mark.timeout(240)
+async def test_embedded_system_under_every_sort_of_short_fault_keeps_all_invariants() -> None:
+    steps = plan(
+        Hit("kill", "duologue"),
+        Hit("429", "model", 1.0),
+        Hit("kill", "valkey", joined=True),
+        Hit("vanish", "clients", 0.5, joined=True),
+        Hit("cut", "model", 1.0),
+        Hit("resend", "clients", joined=True),
+        Hit("term", "duologue", 0.2),
+    )
+    outcome = await run_embedded(steps, _LOAD)
+    assert outcome.evidence == []
+    assert len(outcome.history.faults) == len(steps)
+    assert len(outcome.history.questions) > 20
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("mutation", "steps", "found"),
+    [
+        ("commit_before_work", _KILLS, {"every message has exactly one outcome"}),
+        ("dedupe_off", _KILLS, {"an outcome is told once"}),
+        ("fence_removed", _HANDOVER, {"the text shown is the stored reply"}),
+        ("replay_before_subscribe", _RECONNECTS, {"event ids are gapless and increasing"}),
+    ],
+)
+async def test_build_with_a_guarantee_broken_on_purpose_is_found(
+    mutation: Mutation, steps: list[object], found: set[str]
+) -> None:
+    outcome = await run_embedded(steps, _MUTATED, mutation=mutation)  # type: ignore[arg-type]
+    assert found <= outcome.broken, outcome.evidence
