@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from tests.support.chaos_run import Hit, Mutation, plan, run_embedded
 
+from duologue.bench.chaos.plan import Step
 from duologue.bench.chaos.run import Load
 
 _LOAD = Load(users=6, rate=12.0, seed=11, heal_seconds=40.0)
-_MUTATED = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
+_BUSY = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
 
-_KILLS = plan(Hit("kill", "duologue"), Hit("kill", "duologue"), Hit("kill", "duologue"))
+_KILL = plan(Hit("kill", "duologue"))
 _RECONNECTS = plan(*(Hit("vanish", "clients", 0.3) for _ in range(6)))
+_CALM = Load(users=6, rate=3.0, seed=11, heal_seconds=30.0)
 _HANDOVER = plan(Hit("slow", "model", 14.0), Hit("pause", "valkey", 7.0, joined=True, pause_seconds=1.0))
 
 
@@ -34,16 +36,16 @@ async def test_embedded_system_under_every_sort_of_short_fault_keeps_all_invaria
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("mutation", "steps", "found"),
+    ("mutation", "steps", "load", "found"),
     [
-        ("commit_before_work", _KILLS, {"every message has exactly one outcome"}),
-        ("dedupe_off", _KILLS, {"an outcome is told once"}),
-        ("fence_removed", _HANDOVER, {"the text shown is the stored reply"}),
-        ("replay_before_subscribe", _RECONNECTS, {"event ids are gapless and increasing"}),
+        ("commit_before_work", _KILL, _BUSY, {"every message has exactly one outcome"}),
+        ("dedupe_off", _KILL, _BUSY, {"an outcome is told once"}),
+        ("fence_removed", _HANDOVER, _CALM, {"the text shown is the stored reply"}),
+        ("replay_before_subscribe", _RECONNECTS, _BUSY, {"event ids are gapless and increasing"}),
     ],
 )
 async def test_build_with_a_guarantee_broken_on_purpose_is_found(
-    mutation: Mutation, steps: list[object], found: set[str]
+    mutation: Mutation, steps: list[Step], load: Load, found: set[str]
 ) -> None:
-    outcome = await run_embedded(steps, _MUTATED, mutation=mutation)  # type: ignore[arg-type]
+    outcome = await run_embedded(steps, load, mutation=mutation)
     assert found <= outcome.broken, outcome.evidence

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from duologue.ai_consumer.reply import Reply
 from duologue.ai_consumer.worker import AiConsumer
+from duologue.log.committer import Holding
 from duologue.store import outcomes
 from duologue.store.outcomes import Completion
 
@@ -25,6 +26,11 @@ def _ignore(*_: Any) -> None:
     return
 
 
+def _forget_only(self: AiConsumer, holdings: Sequence[Holding]) -> None:
+    for request in self._drop(holdings):
+        self._leave(request)
+
+
 outcomes._complete = _complete_any
-Reply._on_fenced = _ignore  # type: ignore[method-assign]
-AiConsumer.lost = _ignore  # type: ignore[method-assign]
+Reply._on_fenced = _ignore  # type: ignore[assignment, method-assign]
+AiConsumer.lost = _forget_only  # type: ignore[method-assign]

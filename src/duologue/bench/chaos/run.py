@@ -118,7 +118,7 @@ async def run(
         await direction.carry_out(steps, seconds)
         await direction.end()
         tell.begin("comparing")
-        stored, left = await _at_the_end(subject, before, direction.record)
+        stored, left = await _at_the_end(subject, before, direction.record, load.heal_seconds)
     return History(
         devices=read_devices(folder / "clients"),
         questions=stored.questions,
@@ -251,11 +251,13 @@ class _Direction:
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _at_the_end(subject: Subject, before: Baseline, record: _Record) -> tuple[Stored, Sequence[Leftover]]:
+async def _at_the_end(
+    subject: Subject, before: Baseline, record: _Record, heal_seconds: float
+) -> tuple[Stored, Sequence[Leftover]]:
     """Give the system a quiet time, and as long as it takes to tidy up within bounds; return what it then has."""
     await asyncio.sleep(_QUIET_SECONDS)
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _LEFTOVER_SECONDS
+    deadline = loop.time() + min(_LEFTOVER_SECONDS, heal_seconds)
     while True:
         try:
             left = await leftovers(subject, before)
