@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.chaos_run import Hit, Mutation, plan, run_embedded
+from tests.support.chaos_run import Hit, Mutation, plan, run_distributed, run_embedded
 
 from duologue.bench.chaos.plan import Step
 from duologue.bench.chaos.run import Load
+from duologue.bench.distributed import OwnEngines
 
 _LOAD = Load(users=6, rate=12.0, seed=11, heal_seconds=40.0)
 _BUSY = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
@@ -29,6 +30,22 @@ async def test_embedded_system_under_every_sort_of_short_fault_keeps_all_invaria
         Hit("term", "duologue", 0.2),
     )
     outcome = await run_embedded(steps, _LOAD)
+    assert outcome.evidence == []
+    assert len(outcome.history.faults) == len(steps)
+    assert len(outcome.history.questions) > 20
+
+
+@pytest.mark.timeout(300)
+async def test_distributed_system_under_faults_of_roles_and_engines_keeps_all_invariants(engines: OwnEngines) -> None:
+    steps = plan(
+        Hit("kill", "ai-consumer-1"),
+        Hit("kill", "message-relay-2", joined=True),
+        Hit("vanish", "clients", 0.5, joined=True),
+        Hit("flush", "valkey"),
+        Hit("kill", "websocket-server-2", joined=True),
+        Hit("cut", "model", 1.0, joined=True),
+    )
+    outcome = await run_distributed(engines, steps, _LOAD)
     assert outcome.evidence == []
     assert len(outcome.history.faults) == len(steps)
     assert len(outcome.history.questions) > 20

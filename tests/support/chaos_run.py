@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from duologue.bench.chaos.checks import check
 from duologue.bench.chaos.history import History
 from duologue.bench.chaos.plan import FaultName, Step
 from duologue.bench.chaos.run import Load, run, run_folder
-from duologue.bench.chaos.subject import open_subject
+from duologue.bench.chaos.subject import DistributedSubject, distributed_subject, open_subject
+from duologue.bench.distributed import OwnEngines
 from duologue.bench.process import PATCH
 
 Mutation = Literal["commit_before_work", "dedupe_off", "fence_removed", "replay_before_subscribe"]
@@ -52,10 +56,35 @@ class Outcome(NamedTuple):
 
 async def run_embedded(steps: Sequence[Step], load: Load, *, mutation: Mutation | None = None) -> Outcome:
     """Carry out a plan on an embedded system of its own."""
-    settings = {} if mutation is None else {PATCH: f"tests.support.mutations.{mutation}"}
     async with run_folder(lambda: False) as folder:
-        history = await run(steps, load, partial(open_subject, "embedded"), folder, settings=settings)
+        history = await run(steps, load, partial(open_subject, "embedded"), folder, settings=_settings(mutation))
         return compared(history)
+
+
+@asynccontextmanager
+async def _with_engines(
+    engines: OwnEngines, folder: Path, settings: Mapping[str, str]
+) -> AsyncIterator[DistributedSubject]:
+    """Start the roles with a database and topics of their own."""
+    name = engines.postgres.create_database("template")
+    prefix = f"{uuid.uuid4()}-"
+    async with distributed_subject(folder, engines, settings, database=name, topic_prefix=prefix) as subject:
+        yield subject
+    engines.restore()
+    engines.postgres.drop_database(name)
+
+
+async def run_distributed(
+    engines: OwnEngines, steps: Sequence[Step], load: Load, *, mutation: Mutation | None = None
+) -> Outcome:
+    """Carry out a plan on a distributed system of its own, on engines that tests share."""
+    async with run_folder(lambda: False) as folder:
+        history = await run(steps, load, partial(_with_engines, engines), folder, settings=_settings(mutation))
+        return compared(history)
+
+
+def _settings(mutation: Mutation | None) -> dict[str, str]:
+    return {} if mutation is None else {PATCH: f"tests.support.mutations.{mutation}"}
 
 
 def compared(history: History) -> Outcome:
