@@ -56,6 +56,13 @@ def test_event_ids_after_a_reconnect_that_skips_some_are_found(run: Happening) -
     assert run.broken() == {"event ids are gapless and increasing"}
 
 
+def test_event_ids_of_a_socket_attached_again_that_skips_some_are_found(run: Happening) -> None:
+    epoch, number = run.last_position()
+    attached = Frame(type="connection", event_id=f"{epoch}:{number + 1}", recovered=True)
+    run.simple.insert(-1, Told(at=LATER, frame=attached))
+    assert run.broken() == {"event ids are gapless and increasing"}
+
+
 def test_frames_told_again_to_a_client_that_keeps_its_position_are_found(run: Happening) -> None:
     epoch, number = run.last_position()
     last = run.keeper[run.index("response", "m3")]

@@ -8,7 +8,9 @@ from duologue.bench.chaos.history import Asked, Happened, History, StoredReply
 from duologue.bench.chaos.invariants.breach import Evidence, invariant
 from duologue.bench.chaos.story import title_of
 
-_BROKEN: Final = frozenset(["", "refused", "cut", "silent"])
+BROKEN: Final = frozenset(["", "refused", "cut", "silent"])
+"""How requests ended that the model itself broke; empty: it was killed."""
+
 _HANGS: Final = frozenset(["pause"])
 _TIMEOUT_SECONDS: Final = 12.0
 
@@ -20,7 +22,7 @@ def the_model_is_asked_once_an_attempt(history: History) -> Evidence:
     for question in history.questions:
         attempts = max((reply.attempt for reply in history.by_message.get(question.message_id, [])), default=0)
         asked = history.by_marker.get(history.marker(question), [])
-        counted = [each for each in asked if each.how not in _BROKEN and not _hung(each, hanging)]
+        counted = [each for each in asked if each.how not in BROKEN and not _hung(each, hanging)]
         if len(counted) > attempts:
             numbers = ", ".join(f"{each.number} ({each.how})" for each in asked)
             yield f"{question.client_id} has {attempts} attempts; it was asked as {numbers}", counted[-1].at

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from duologue.bench.chaos.history import Device, Frame, History, Read, Sent, StoredReply, Told
+from duologue.bench.chaos.invariants.asked import BROKEN
 from duologue.bench.chaos.invariants.breach import Evidence, invariant
 from duologue.bench.chaos.invariants.told import losses
 from duologue.bench.chaos.story import story, title_of
@@ -13,6 +14,7 @@ from duologue.bench.chaos.story import story, title_of
 _INTERNAL: frozenset[str | None] = frozenset(["internal", "unstorable", "internal_error"])
 _TAKEN_OVER = "taken_over"
 _MOST_TAKEOVERS = 5
+_TRIES_SECONDS = 90.0
 
 
 def _told(device: Device) -> Iterator[Told]:
@@ -107,15 +109,21 @@ def a_reply_fails_only_for_a_cause(history: History) -> Evidence:
         if reply.state != "failed":
             continue
         words = f"{reply.message_id}, attempt {reply.attempt}: {reply.error_code}"
-        broken = [each for each in history.by_marker.get(markers.get(reply.message_id, ""), []) if each.how != "whole"]
-        away = any(fault.target == "model" for fault in history.faults)
+        asked = history.by_marker.get(markers.get(reply.message_id, ""), [])
+        broken = any(each.how in BROKEN for each in asked)
         if reply.error_code in _INTERNAL:
             yield words, reply.completed_at
         elif reply.error_code == _TAKEN_OVER:
             if reply.takeovers <= _MOST_TAKEOVERS:
                 yield f"{words} after {reply.takeovers} takeovers", reply.completed_at
-        elif not broken and not away:
+        elif not broken and not _model_was_hurt(history, reply.completed_at or 0.0):
             yield f"{words}, though the model failed it never", reply.completed_at
+
+
+def _model_was_hurt(history: History, before: float) -> bool:
+    """Whether something was done to the model in the time in which a reply's tries may have been made."""
+    began = before - _TRIES_SECONDS
+    return any(fault.target == "model" and fault.began < before and fault.ended > began for fault in history.faults)
 
 
 @invariant

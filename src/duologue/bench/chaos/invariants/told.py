@@ -53,21 +53,21 @@ def event_ids_are_gapless_and_increasing(history: History) -> Evidence:
 
 def _gaps(device: Device) -> Evidence:
     last: EventPosition | None = None
+    same_socket = False
     for event in _events(device):
         if not isinstance(event, _Event):
+            same_socket = False
             continue
         at, position, frame = event
         where = f"{device.name.name}: {frame.type} {frame.event_id} after {last.event_id if last else 'nothing'}"
         if frame.type == "connection":
-            if last is not None and _must_follow(device, frame) and position != last:
+            follows = frame.recovered is not False and (device.name.keeps_position or same_socket)
+            if last is not None and follows and position != last:
                 yield f"{where}, though it recovered", at
+            same_socket = True
         elif last is None or position != EventPosition(last.epoch, last.number + 1):
             yield where, at
         last = position
-
-
-def _must_follow(device: Device, frame: Frame) -> bool:
-    return device.name.keeps_position and frame.recovered is not False
 
 
 @invariant
