@@ -6,8 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PYTEST_ARGS ?=
+SEED ?= 1
+CHAOS_EMBEDDED ?= --kill duologue=300 --each 20 --minutes 5
+CHAOS_DISTRIBUTED ?= --kill ai-consumer=300,websocket-server=100,message-relay=100,api=100 --each 20 --minutes 5
 
-.PHONY: help install install-dev install-cluster run test check format lock \
+.PHONY: help install install-dev install-cluster run test chaos check format lock \
   start-all start-dependencies start-backend stop-all restart-all status logs clean
 
 help: ## Show this list
@@ -50,6 +53,12 @@ clean: ## Stop it and remove its data; FORCE=1 does not ask
 test: install-dev ## Run every test (sets up what it needs on a fresh machine)
 	@bash tests/prepare.sh
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# SEED=n makes another plan; CHAOS_EMBEDDED and CHAOS_DISTRIBUTED say how much of what. About four hours.
+chaos: install-dev install-cluster ## Try to break it for hours, in both modes; then builds broken on purpose
+	@$(BIN)/duologue chaos --seed $(SEED) --report chaos-report $(CHAOS_EMBEDDED)
+	@$(BIN)/duologue chaos --mode distributed --seed $(SEED) --report chaos-report $(CHAOS_DISTRIBUTED)
+	@CHAOS=1 $(BIN)/python -m pytest tests/chaos
 
 check: install-dev ## Lint, types, import contracts
 	@$(BIN)/ruff check .

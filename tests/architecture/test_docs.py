@@ -9,12 +9,14 @@ from typing import get_args
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
+from duologue.bench.chaos import checks
 from duologue.config import settings_tables
 from duologue.observability import metrics
 from duologue.protocol import codes, frames
 
 ROOT = Path(__file__).parents[2]
 RUNNING = ROOT / "docs/operations/running.md"
+CHAOS = ROOT / "docs/chaos.md"
 PROTOCOL = ROOT / "docs/protocol.md"
 SETTINGS = ROOT / "docs/operations/settings.md"
 
@@ -35,6 +37,10 @@ def _metrics_row(metric: MetricWrapperBase) -> str:
     return f"| `{name}` | {family.type} | {labels} | {family.documentation} |"
 
 
+def _invariants_table() -> list[str]:
+    return [f"| {name} | {' '.join((holds.__doc__ or '').split())} |" for name, holds in checks.ALL.items()]
+
+
 def _frame_types() -> list[str]:
     kinds = [*get_args(frames.ServerFrame), *get_args(frames.ClientFrame)]
     return sorted({str(kind.__struct_config__.tag) for kind in kinds})
@@ -44,6 +50,13 @@ def test_running_md_compared_with_the_metrics_is_complete() -> None:
     table = _metrics_table()
     written = [line for line in RUNNING.read_text().splitlines() if line.startswith("| `duologue_")]
     assert written == table, "the table of metrics should be:\n" + "\n".join(table)
+
+
+def test_chaos_md_compared_with_the_invariants_is_complete() -> None:
+    table = _invariants_table()
+    _, _, section = CHAOS.read_text().partition("| invariant |")
+    written = [line for line in section.splitlines()[2:] if line.startswith("| ")]
+    assert written == table, "the table of invariants should be:\n" + "\n".join(table)
 
 
 def test_settings_md_compared_with_the_settings_is_complete() -> None:

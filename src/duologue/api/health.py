@@ -17,6 +17,7 @@ from duologue import __version__
 from duologue.delivery.roster import Present
 from duologue.domain.clock import rfc3339
 from duologue.domain.errors import DuologueError
+from duologue.observability.metrics import TASKS
 
 _log = structlog.get_logger(__name__)
 
@@ -173,6 +174,7 @@ def router(
 
     @api.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response)
     async def metrics() -> Response:
+        TASKS.set(len(asyncio.all_tasks()))
         return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return api

@@ -123,6 +123,25 @@ class BareSocket(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def leave(self) -> None:
+        """Close in order: the server answers the close frame and ends the connection."""
+        self._send(0x88, (1000).to_bytes(2, "big"))
+
+    def abort(self) -> None:
+        """Vanish: nothing more is sent or told."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """Read nothing, so that what comes backs up at the server."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     async def opened(self) -> None:
         """Return once the handshake is through. Raises ConnectionError if it is refused."""
         await self._opened
@@ -147,5 +166,9 @@ async def open_socket(url: str, on_text: Callable[[bytes], None], on_close: Call
     transport = socket._transport  # noqa: SLF001  # this function is the class's constructor
     if transport is not None:
         transport.write(request.encode())
-    await socket.opened()
+    try:
+        await socket.opened()
+    except BaseException:
+        socket.abort()
+        raise
     return socket

@@ -89,6 +89,11 @@ class DistributedSystem:
         """Return the process of that name."""
         return self._processes[name]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its processes."""
+        return list(self._processes)
+
     def of(self, role: RoleName) -> list[DuologueProcess]:
         """Return the processes of a role, in the order of their numbers."""
         return [process for process in self._processes.values() if process.command == role]

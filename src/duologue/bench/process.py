@@ -23,6 +23,10 @@ _GRACE_SECONDS: Final = 40.0
 _LOOK_SECONDS: Final = 0.02
 _LOG_TAIL: Final = 3000
 
+PATCH: Final = "DUOLOGUE_BENCH_PATCH"
+"""In a process' settings here: a module to be imported before the program starts, which changes the program. It is how
+a build with a guarantee broken on purpose is run; the program itself knows nothing of it."""
+
 
 def free_port() -> int:
     """Return a TCP port of loopback that nobody listens on right now."""
@@ -76,7 +80,8 @@ class DuologueProcess:
             raise StartRefused(f"duologue {self.command} runs already")
         with self.log_file.open("ab") as output:
             child = child_process(
-                *(sys.executable, "-m", "duologue.cli", self.command),
+                *(sys.executable, "-m", "duologue.bench.patched" if PATCH in self._environment else "duologue.cli"),
+                self.command,
                 name=f"duologue {self.command}",
                 grace_seconds=_GRACE_SECONDS,
                 stdout=output,

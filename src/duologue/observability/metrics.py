@@ -98,6 +98,7 @@ HTTP_SECONDS = Histogram(
 )
 
 # every role
+TASKS = Gauge("duologue_tasks", "Tasks of the event loop; as many as before when nothing is to be done.")
 VALKEY_RESTARTS = Counter("duologue_valkey_restarts_total", "Times that the bundled Valkey ended by itself.")
 COMMITS = Counter("duologue_commits_total", "Commits of consumer positions, by topic.", ["topic"])
 RECORDS_MISSED = Counter(

@@ -1,0 +1,250 @@
+"""One user of the crowd: several devices and conversations, and what is still owed to them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from duologue.bench.chaos.device import Device
+from duologue.bench.chaos.history import ENDED, DeviceName, Frame, Row
+from duologue.bench.chaos.story import question
+from duologue.client.http_api import HttpApi, RequestRefused
+from duologue.client.tokens import GuestTokens, ServerUnreachable, TokenRefused
+
+_MOST_OWED: Final = 20
+_STOP_SHARE: Final = 0.04
+_REGENERATE_SHARE: Final = 0.08
+_HISTORY_RETRY_SECONDS: Final = 1.0
+
+
+class _Said:
+    """A message: whether it was acknowledged, when, and which attempt's outcome is owed."""
+
+    __slots__ = ("accepted_at", "attempt", "conversation_id", "owed_above", "refused")
+
+    def __init__(self, conversation_id: str | None) -> None:
+        self.conversation_id = conversation_id
+        self.accepted_at = 0.0
+        self.attempt = 0
+        self.owed_above = 0
+        self.refused = False
+
+    @property
+    def owed(self) -> bool:
+        """Whether an outcome is still to come: of the message, or of a regeneration."""
+        return self.accepted_at > 0 and self.attempt <= self.owed_above
+
+
+class Person:
+    """A user. The number decides who it is: every fourth has a single device that keeps no position.
+
+    Args:
+        number: which one.
+        prefix: what names begin with; markers too, so it is unique to the run.
+        http, url, ws_url: where the server is.
+        folder: for the devices' files.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, number: int, prefix: str, http: aiohttp.ClientSession, url: str, ws_url: str, folder: Path, seed: int
+    ) -> None:
+        self.user_id = f"{prefix}-{number}"
+        self._chance = random.Random(f"person {seed} {number}")  # noqa: S311  # behaviour, no secrets
+        self._tokens = GuestTokens(http, url, self.user_id)
+        self._history = HttpApi(http, url, self)
+        self._token_lock = asyncio.Lock()
+        self._said: dict[str, _Said] = {}
+        self._by_message: dict[str, str] = {}
+        self._last_in: dict[str, str] = {}
+        self._regenerations: dict[str, tuple[str, int]] = {}
+        self._stops: set[str] = set()
+        self._cursors: dict[str, str | None] = {}
+        self._reading: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.devices = [
+            Device(name, self, ws_url, conversation, folder, random.Random(f"{seed} {name.name}"))  # noqa: S311
+            for name, conversation in _devices(self.user_id, alone=number % 4 == 3)
+        ]
+        for device in self.devices:
+            if device.name.keeps_position:
+                device.on_lost_position = self._want_history
+
+    # What its devices ask for
+
+    async def token(self, *, renew: bool = False) -> str:
+        """Return the user's token: one for all devices, as the name can be taken once."""
+        async with self._token_lock:
+            try:
+                return await self._tokens.token(renew=renew)
+            except TokenRefused as error:
+                # The answer with the token was lost and the name is taken: nobody can ever be this guest again.
+                raise ServerUnreachable(f"{self.user_id} has no token: {error}") from error
+
+    def told(self, device: Device, frame: Frame) -> None:
+        """Follow what is owed, and now and then stop or regenerate."""
+        if frame.type in ("ack", "echo", "error") and frame.id is not None:
+            self._on_answer(frame)
+        if frame.message_id is None:
+            return
+        if frame.type == "delta" and frame.seq == 1:
+            self._maybe_stop(frame.message_id)
+        elif frame.type in ("response", "error") and frame.attempt is not None:
+            self._on_outcome(frame.message_id, frame.attempt)
+            if frame.type == "response" and device is self.devices[0]:
+                self._maybe_regenerate(frame.message_id, frame.attempt, frame.conversation_id or "")
+
+    def _on_answer(self, frame: Frame) -> None:
+        said, key = self._said.get(frame.id or ""), frame.id or ""
+        if frame.type == "error":
+            if said is not None and not frame.temporary:
+                said.refused = True
+            if not frame.temporary:
+                self._regenerations.pop(key, None)
+        elif said is not None and frame.message_id is not None:
+            said.accepted_at = said.accepted_at or time.time()
+            self._by_message[frame.message_id] = key
+            said.conversation_id = frame.conversation_id
+            self._last_in[frame.conversation_id or ""] = key
+        elif key in self._regenerations:
+            client_id, attempt = self._regenerations.pop(key)
+            again = self._said[client_id]
+            again.owed_above = max(again.owed_above, attempt)
+            if again.owed:
+                again.accepted_at = time.time()
+
+    def _on_outcome(self, message_id: str, attempt: int) -> None:
+        key = self._by_message.get(message_id)
+        if key is not None:
+            self._said[key].attempt = max(self._said[key].attempt, attempt)
+
+    # What is owed
+
+    @property
+    def ready(self) -> bool:
+        """Whether all its devices are attached."""
+        return all(device.attached for device in self.devices)
+
+    @property
+    def accepted(self) -> int:
+        return sum(1 for said in self._said.values() if said.accepted_at)
+
+    @property
+    def answered(self) -> int:
+        return sum(1 for said in self._said.values() if said.attempt)
+
+    @property
+    def oldest_owed(self) -> float | None:
+        """Since when the outcome that is owed longest is owed."""
+        return min((said.accepted_at for said in self._said.values() if said.owed), default=None)
+
+    def waits_for(self) -> list[str]:
+        """Return, in words, what this user still waits for."""
+        waits = [f"{key}: no outcome" for key, said in self._said.items() if said.owed]
+        waits += [
+            f"{key}: not acknowledged" for key, said in self._said.items() if not (said.accepted_at or said.refused)
+        ]
+        for device in self.devices:
+            waits += [f"{device.name.name}: not connected"] if not device.attached else []
+            waits += [f"{device.name.name}: {device.unanswered} frames not answered"] if device.unanswered else []
+            if device.name.name in self._reading:
+                waits.append(f"{device.name.name}: reads the history")
+            elif device.name.keeps_position:
+                seen = {message_id for message_id, _ in device.seen}
+                waits += [f"{device.name.name}: {m} not seen" for m in self._by_message if m not in seen]
+        return waits
+
+    # What it does
+
+    def say(self) -> None:
+        """Send the next message, unless too many wait already."""
+        if sum(1 for said in self._said.values() if not said.attempt) >= _MOST_OWED:
+            return
+        device = self._chance.choice(self.devices)
+        key = f"{self.user_id}.{len(self._said)}"
+        frame: dict[str, Any] = {"type": "message", "id": key, "content": question(key)}
+        conversation = self._chance.choice(self.devices).conversation_id
+        if self._chance.random() < 0.3 and conversation not in (None, "new"):
+            frame["conversation_id"] = conversation
+        self._said[key] = _Said(conversation)
+        device.send(frame)
+
+    def _maybe_stop(self, message_id: str) -> None:
+        key = self._by_message.get(message_id)
+        if key is None or message_id in self._stops:
+            return
+        self._stops.add(message_id)
+        device = self._chance.choice(self.devices)
+        if "stop" in device.features and self._chance.random() < _STOP_SHARE:
+            device.send({"type": "stop", "id": f"stop.{key}", "message_id": message_id})
+
+    def _maybe_regenerate(self, message_id: str, attempt: int, conversation_id: str) -> None:
+        key = self._by_message.get(message_id)
+        if key is None or self._last_in.get(conversation_id) != key:
+            return
+        device = self._chance.choice(self.devices)
+        frame_id = f"again.{key}.{attempt}"
+        if "regenerate" not in device.features or frame_id in self._regenerations:
+            return
+        if self._chance.random() < _REGENERATE_SHARE:
+            self._regenerations[frame_id] = (key, attempt)
+            device.send({"type": "regenerate", "id": frame_id, "message_id": message_id, "attempt": attempt})
+
+    # The history
+
+    def _want_history(self, device: Device) -> None:
+        self._spawn(self._read_history(device))
+
+    async def _read_history(self, device: Device) -> None:
+        """Read what is new for a device that could not be told all, however long that takes."""
+        if device.name.name in self._reading:
+            return
+        self._reading.add(device.name.name)
+        while True:
+            try:
+                rows, cursor = await self._history.changes(self._cursors.get(device.name.name))
+            except (ServerUnreachable, RequestRefused):
+                await asyncio.sleep(_HISTORY_RETRY_SECONDS)
+                continue
+            break
+        self._cursors[device.name.name] = cursor
+        self._reading.discard(device.name.name)
+        replies = [row for row in rows if row.get("reply_to")]
+        device.read([Row(message_id=row["reply_to"], attempt=row["attempt"], state=row["state"]) for row in replies])
+        for row in replies:
+            if row["state"] in ENDED:
+                self._on_outcome(row["reply_to"], row["attempt"])
+
+    async def begin_history(self) -> None:
+        """Remember where the history stands, for each device, before anything is said."""
+        _, cursor = await self._history.changes(None)
+        for device in self.devices:
+            self._cursors[device.name.name] = cursor
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """End what still reads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _devices(user_id: str, *, alone: bool) -> list[tuple[DeviceName, str | None]]:
+    """Return names of devices and what they connect with."""
+    if alone:
+        return [(DeviceName(name=f"{user_id}.only", user_id=user_id, keeps_position=False, alone=True), None)]
+    return [
+        (DeviceName(name=f"{user_id}.keeper", user_id=user_id, keeps_position=True), None),
+        (DeviceName(name=f"{user_id}.second", user_id=user_id, keeps_position=True), "new"),
+        (DeviceName(name=f"{user_id}.simple", user_id=user_id, keeps_position=False), None),
+    ]

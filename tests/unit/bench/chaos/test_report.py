@@ -1,0 +1,81 @@
+"""Reports: what is counted, what is told, and what the page shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from tests.support.chaos_history import clean
+
+from duologue.bench.chaos.history import Happened
+from duologue.bench.chaos.invariants.breach import Breach
+from duologue.bench.chaos.page import page
+from duologue.bench.chaos.report import Report, make_report, name_of, print_report
+from duologue.bench.chaos.timing import percentile, resumptions, waits
+
+
+def report(breaches: Sequence[Breach] = ()) -> Report:
+    return make_report(
+        clean().history(), breaches, seed=7, arguments="duologue chaos --seed 7", began=1000.0, seconds=9
+    )
+
+
+def printed(of: Report) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_report(of, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_report_counts_messages_versions_and_faults() -> None:
+    made = report()
+    assert (made.messages, made.answers, made.regenerations) == (3, {"complete": 3, "stopped": 1}, 1)
+    assert (made.faults, made.taken_over) == ({"kill ai-consumer": 1}, 1)
+    assert made.is_clean
+
+
+def test_report_of_a_breach_counts_it_as_what_it_is() -> None:
+    made = report([Breach("an outcome is told once", "twice <b>", 1001.0), Breach("nothing is left behind", "a key")])
+    assert (made.counts["doubled"], made.counts["other"], made.is_clean) == (1, 1, False)
+    assert "2 invariants did not hold: 0 lost, 1 doubled" in printed(made)
+    assert "twice <b>" in printed(made)
+    assert "twice &lt;b&gt;" in page(made, clean().history())
+
+
+def test_report_of_a_clean_run_says_so() -> None:
+    assert "invariants held: 0 lost, 0 doubled, 0 reordered, 0 stuck, 0 other" in printed(report())
+
+
+def test_page_is_whole_by_itself_and_shows_each_fault() -> None:
+    text = page(report(), clean().history())
+    assert text.count("<rect") == 2  # the fault, and until it had healed
+    assert text.count("<circle") == 6
+    assert "://" not in text
+
+
+def test_fault_that_lasted_a_minute_is_counted_apart() -> None:
+    fault = Happened(number=1, fault="pause", target="message-relay-2", began=1000.0, ended=1060.1)
+    assert name_of(fault) == "pause message-relay for a minute"
+
+
+def test_resumption_is_the_time_from_the_kill_to_the_first_piece_of_the_next_attempt() -> None:
+    history = clean().history()
+    (resumed,) = resumptions(history)
+    assert resumed.message_id == "m2"
+    assert 2.0 < resumed.seconds < 2.1
+
+
+def test_waits_are_counted_from_the_first_sending() -> None:
+    first, second, third = waits(clean().history())
+    assert first.outcome is not None
+    assert first.outcome < 0.1
+    assert second.outcome is not None
+    assert second.outcome > 2
+    assert third.first is not None
+
+
+def test_percentile_of_nothing_is_nothing() -> None:
+    assert percentile([], 0.5) is None
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([1.0], 0.99) == 1.0
