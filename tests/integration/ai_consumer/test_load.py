@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.support.pipeline import ALICE, BOB, Pipeline, until
 
+from duologue.ai_consumer import publisher
 from duologue.ai_consumer.service_times import FIRST_GUESS_SECONDS
 from duologue.delivery.load import LoadReport
 from duologue.delivery.names import names_of
@@ -86,3 +87,20 @@ async def test_message_that_is_done_without_an_outcome_counts_no_longer(pipeline
         return not await pipeline.redis.call("ZCARD", names_of(ALICE).pending)
 
     await until(counts_nothing)
+
+
+async def test_outcomes_that_the_log_does_not_take_keep_their_slots_once_enough_wait(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "MAX_UNPUBLISHED", 2)
+    consumer = await pipeline.consumer(max_workers=2, user_max_workers=2)
+    await pipeline.relay()
+    consumer.appends.pulled = True
+    for number in range(8):
+        await pipeline.say(await pipeline.conversation(), str(number))
+    await until(lambda: len(pipeline.model.prompts) == 4 and not pipeline.model.running)
+    await pipeline.say(await pipeline.conversation(), "one more")
+    await until(lambda: pipeline.stored(9))
+    assert len(pipeline.model.prompts) == 4
+    consumer.appends.pulled = False
+    assert len(await pipeline.answers(9)) == 9
