@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-import pytest
 import pytest_asyncio
-from tests.support.crowd import crowd
+from tests.support.crowd import Crowd, crowd
 from tests.support.model_server import ModelServer
 from tests.support.proxied_kafka import ProxiedKafka
 from tests.support.standing import Standing
@@ -133,42 +132,42 @@ async def _one_not_ready(servers: list[DuologueProcess]) -> str:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("engine", ["redis", "postgres", "kafka"])
-async def test_slow_engine_costs_time_and_no_message(
-    proxied: Proxied, model_server: ModelServer, tmp_path: Path, engine: str
+async def test_slow_engines_cost_time_and_no_message(
+    proxied: Proxied, model_server: ModelServer, tmp_path: Path
 ) -> None:
-    proxy: TcpProxy = getattr(proxied, engine)
     async with crowd(proxied.system.url, tmp_path, _USERS) as users:
         async with users.talking(gap_seconds=2):
-            await users.until_answered_more(5)
-            proxy.delay_seconds = _DELAY_SECONDS
-            await users.until_answered_more(8)
-            proxy.delay_seconds = 0.0
+            for proxy in (proxied.redis, proxied.kafka, proxied.postgres):
+                await users.until_answered_more(5)
+                proxy.delay_seconds = _DELAY_SECONDS
+                await users.until_answered_more(8)
+                proxy.delay_seconds = 0.0
             await users.until_answered_more(10)
         await users.assert_kept(model_server, asked_once=True)
         assert users.refusals == set()
         assert not any(user.closes for user in users.users)
 
 
-@pytest.mark.parametrize("fault", ["away", "hangs", "slow"])
-async def test_model_that_fails_for_seconds_costs_tries_and_no_reply(
-    proxied: Proxied, model_server: ModelServer, tmp_path: Path, fault: str
+async def test_model_that_is_away_then_hangs_then_is_slow_costs_tries_and_no_reply(
+    proxied: Proxied, model_server: ModelServer, tmp_path: Path
 ) -> None:
     model = proxied.model
     async with crowd(proxied.system.url, tmp_path, _USERS) as users:
         async with users.talking(gap_seconds=2):
             await users.until_answered_more(5)
-            match fault:
-                case "away":
-                    model.go_away()
-                case "hangs":
-                    model.deaf_to = lambda _: True
-                case _:
-                    model.delay_seconds = 1.0
-            acknowledged = users.acknowledged
-            await users.until(lambda: users.acknowledged > acknowledged + 10, "more acknowledged messages")
-            model.away, model.deaf_to, model.delay_seconds = False, lambda _: False, 0.0
+            model.go_away()
+            await _until_acknowledged_more(users, 10)
+            model.away = False
+            await users.until_answered_more(10)
+            model.deaf_to = lambda _: True
+            await _until_acknowledged_more(users, 10)
+            model.deaf_to, model.delay_seconds = lambda _: False, 0.5
             await users.until_answered_more(10)
         await users.assert_kept(model_server, tries=7)
         assert users.refusals == set()
         assert not any(user.closes for user in users.users)
+
+
+async def _until_acknowledged_more(users: Crowd, messages: int) -> None:
+    wanted = users.acknowledged + messages
+    await users.until(lambda: users.acknowledged >= wanted, f"{messages} more acknowledged messages")

@@ -406,9 +406,10 @@ class Hub:
 
     async def _lose_feed(self) -> None:
         """Send all sockets elsewhere, a few at a time, and listen anew."""
+        if not self._deaf:
+            metrics.SUBSCRIPTIONS_LOST.inc()
+            _log.error("feed_lost", sockets=len(self._attachments))
         self._deaf = True
-        metrics.SUBSCRIPTIONS_LOST.inc()
-        _log.error("feed_lost", sockets=len(self._attachments))
         self._subscription.renew("what Redis publishes does not come")
         sockets = list(self._attachments)
         pause = min(_CLOSE_INTERVAL_SECONDS, _CLOSE_SPREAD_SECONDS / max(len(sockets), 1))

@@ -288,6 +288,30 @@ async def test_server_that_does_not_take_connections_is_left_after_a_second(fron
         assert asyncio.get_running_loop().time() - began < 6.0  # a second, or two with the next try, and some room
 
 
+def changed(folder: Path, old: str, new: str) -> Path:
+    """Return a configuration that has `new` for `old`."""
+    shutil.copytree(CONFIGURATION, folder)
+    shared = folder / "duologue.conf"
+    assert shared.read_text().count(old) == 1
+    shared.write_text(shared.read_text().replace(old, new))
+    return folder
+
+
+async def test_api_that_hangs_costs_a_request_its_time_and_is_left(folder: Path) -> None:
+    configuration = changed(folder / "configuration", "proxy_read_timeout 30s;", "proxy_read_timeout 1s;")
+    async with opened(folder / "nginx", configuration=configuration) as front:
+        hung, living = front.upstreams
+        await hung.stop()
+        began = asyncio.get_running_loop().time()
+        waited = []
+        with hanging(hung.port):
+            for _ in range(6):
+                before = asyncio.get_running_loop().time()
+                assert (await front.told("/health"))["server"] == living.name
+                waited.append(asyncio.get_running_loop().time() - before)
+        assert sum(seconds > 0.9 for seconds in waited) <= failures_since(began)
+
+
 @contextmanager
 def hanging(port: int) -> Iterator[None]:
     """Listen on a port and let the kernel accept: who connects gets no answer, as from a process that is stopped."""
@@ -327,11 +351,7 @@ async def test_handshake_when_all_hang_is_unavailable(front: Front) -> None:
 async def test_socket_of_a_server_that_is_silent_is_ended_once_the_client_is_silent_too(
     folder: Path, sends: bool
 ) -> None:
-    configuration = folder / "configuration"
-    shutil.copytree(CONFIGURATION, configuration)
-    shared = configuration / "duologue.conf"
-    assert shared.read_text().count("proxy_read_timeout 75s;") == 1
-    shared.write_text(shared.read_text().replace("proxy_read_timeout 75s;", "proxy_read_timeout 1s;"))
+    configuration = changed(folder / "configuration", "proxy_read_timeout 75s;", "proxy_read_timeout 1s;")
     loop = asyncio.get_running_loop()
     async with opened(folder / "nginx", configuration=configuration) as front, front.socket("/ws/mute") as (_, mute):
         began = loop.time()
