@@ -21,7 +21,5 @@ ALL: Final = INVARIANTS
 def check(history: History) -> list[Breach]:
     """Return what did not hold; empty if all is well."""
     return [
-        Breach(name, evidence, at)
-        for name, holds in ALL.items()
-        for evidence, at in islice(holds(history), MOST_SHOWN)
+        Breach(name, evidence, at) for name, holds in ALL.items() for evidence, at in islice(holds(history), MOST_SHOWN)
     ]
