@@ -72,6 +72,7 @@ def _figures(report: Report) -> str:
         ("clients", f"{report.users} users on {report.devices} devices"),
         ("messages", str(report.messages)),
         ("replies", _listed(report.answers)),
+        ("failures by cause", _listed(report.failures)),
         ("regenerations", str(report.regenerations)),
         ("asked of the model", _listed(report.asked)),
         ("takeovers", str(report.taken_over)),

@@ -49,7 +49,11 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is told of a run. `faults` and `healing` are by the name of a fault, `breaches` all that were kept."""
+    """All that is told of a run.
+
+    `failures` are counted by the code of their cause, `faults` and `healing` by the name of a fault; `breaches` are all
+    that were kept.
+    """
 
     seed: int
     mode: str
@@ -60,6 +64,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     messages: int
     answers: dict[str, int]
+    failures: dict[str, int]
     regenerations: int
     taken_over: int
     asked: dict[str, int]
@@ -105,6 +110,7 @@ def make_report(
         seconds=round(seconds, 1),
         messages=len(history.questions),
         answers=dict(Counter(reply.state for reply in history.replies)),
+        failures=dict(Counter(reply.error_code or "none" for reply in history.replies if reply.state == "failed")),
         regenerations=sum(1 for reply in history.replies if reply.generation > 1),
         taken_over=sum(reply.takeovers for reply in history.replies),
         asked=dict(Counter(each.how or "killed" for each in history.asked)),
@@ -161,6 +167,8 @@ def _figures(report: Report) -> RenderableType:
     table.add_row("time", f"{report.seconds:.0f} s, {sum(report.faults.values())} faults")
     table.add_row("clients", f"{report.users} users on {report.devices} devices")
     table.add_row("messages", f"{report.messages}; replies: {answers}; {report.regenerations} of them regenerated")
+    if report.failures:
+        table.add_row("failures", ", ".join(f"{count} {code}" for code, count in sorted(report.failures.items())))
     table.add_row("asked of the model", asked)
     table.add_row("taken over", f"{report.taken_over} replies")
     table.add_row("first piece", _words(report.first_piece))
