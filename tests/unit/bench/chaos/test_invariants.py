@@ -116,6 +116,21 @@ def test_another_epoch_without_a_loss_is_found(run: Happening) -> None:
     assert run.broken() == {"an epoch changes only where redis lost data"}
 
 
+def test_two_other_epochs_after_one_loss_are_found(run: Happening) -> None:
+    run.faults.append(happened("kill", "valkey", LATER - 1, LATER))
+    reconnected(run.simple, LATER + 1, "other:0")
+    reconnected(run.simple, LATER + 2, "third:0")
+    assert run.broken() == {"an epoch changes only where redis lost data"}
+
+
+def test_a_frame_that_was_under_way_when_redis_lost_its_data_is_allowed(run: Happening) -> None:
+    epoch, number = run.last_position()
+    run.faults.append(happened("flush", "valkey", LATER, LATER + 0.01))
+    run.keeper.append(Told(at=LATER + 0.1, frame=Frame(type="echo", event_id=f"{epoch}:{number + 1}")))
+    reconnected(run.keeper, LATER + 2, "other:0", recovered=False)
+    assert run.broken() == set()
+
+
 # What is shown
 
 

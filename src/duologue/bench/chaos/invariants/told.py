@@ -11,6 +11,7 @@ from duologue.delivery.names import EventPosition, parse_event_id
 
 _REPEAT_SECONDS: Final = 40.0
 _REPEAT_SLACK_SECONDS: Final = 5.0
+_UNDER_WAY_SECONDS: Final = 10.0
 _OUTCOMES: Final = ("response", "error")
 _OF_AN_ATTEMPT: Final = ("delta", "snapshot", "reset", "response", "error")
 
@@ -134,21 +135,25 @@ def recovered_is_false_only_where_redis_lost_data(history: History) -> Evidence:
 
 @invariant
 def an_epoch_changes_only_where_redis_lost_data(history: History) -> Evidence:
-    """Event ids stay comparable as long as Redis has not lost data."""
+    """Event ids stay comparable as long as Redis has not lost data; each loss makes one new epoch."""
     lost = losses(history)
     for device in history.devices:
         last: _Event | None = None
+        changes = 0
         for event in _events(device):
             if not isinstance(event, _Event):
                 continue
-            changed = last is not None and last.position.epoch != event.position.epoch
-            if last is not None and changed and not _any_between(lost, last.at, event.at):
-                yield f"{device.name.name}: {last.frame.event_id}, then {event.frame.event_id}", event.at
+            if last is not None and last.position.epoch != event.position.epoch:
+                changes += 1
+                before = sum(1 for fault in lost if fault.began < event.at)
+                if changes > before or not _any_between(lost, last.at, event.at):
+                    yield f"{device.name.name}: {last.frame.event_id}, then {event.frame.event_id}", event.at
             last = event
 
 
 def _any_between(faults: list[Happened], begin: float, end: float) -> bool:
-    return any(begin < fault.ended and fault.began < end for fault in faults)
+    """Whether one was between two frames; the first may have been under way when it happened."""
+    return any(begin < fault.ended + _UNDER_WAY_SECONDS and fault.began < end for fault in faults)
 
 
 @invariant
