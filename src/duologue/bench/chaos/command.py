@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from duologue.bench.chaos.checks import check
 from duologue.bench.chaos.history import History
 from duologue.bench.chaos.page import page
-from duologue.bench.chaos.plan import Mode, Step, counted, endless
+from duologue.bench.chaos.plan import OVERLAP, Mode, Step, counted, endless
 from duologue.bench.chaos.report import Report, make_report, print_report
 from duologue.bench.chaos.run import Load, run, run_folder
 from duologue.bench.chaos.subject import open_subject
@@ -36,6 +36,7 @@ class ChaosOptions:
     each: int = 0
     minutes: int = 0
     kills: Mapping[str, int] = field(default_factory=dict)
+    overlap: float = OVERLAP
     seed: int = 1
     users: int = 8
     rate: float = 4.0
@@ -49,8 +50,16 @@ class ChaosOptions:
     def steps(self) -> tuple[Iterable[Step], int | None]:
         """Return the plan, and how many faults it has if that is known. Raises StartRefused."""
         if not self.is_counted:
-            return endless(self.seed, self.mode), None
-        plan = counted(self.seed, self.mode, faults=self.faults, kills=self.kills, each=self.each, minutes=self.minutes)
+            return endless(self.seed, self.mode, overlap=self.overlap), None
+        plan = counted(
+            self.seed,
+            self.mode,
+            faults=self.faults,
+            kills=self.kills,
+            each=self.each,
+            minutes=self.minutes,
+            overlap=self.overlap,
+        )
         return plan, len(plan)
 
     def arguments(self) -> str:
@@ -59,6 +68,7 @@ class ChaosOptions:
         words += [f"--users {self.users}", f"--rate {self.rate:g}"]
         words += [f"--seconds {self.seconds:g}"] if self.seconds is not None else []
         words += [f"--{name} {count}" for name in ("faults", "each", "minutes") if (count := getattr(self, name))]
+        words += [f"--overlap {self.overlap:g}"] if self.overlap != OVERLAP else []
         words += ["--kill " + ",".join(f"{name}={count}" for name, count in self.kills.items())] if self.kills else []
         return " ".join(words)
 

@@ -19,6 +19,10 @@ from duologue.client.tokens import GuestTokens, ServerUnreachable, TokenRefused
 
 _MOST_OWED: Final = 20
 _STOP_SHARE: Final = 0.04
+_STOP_AT_ONCE_SHARE: Final = 0.03
+"""Of messages that are stopped as soon as they are acknowledged: many of them wait still."""
+_TWICE_SHARE: Final = 0.25
+"""Of stops and regenerations that two devices ask for at the same time."""
 _REGENERATE_SHARE: Final = 0.08
 _HISTORY_RETRY_SECONDS: Final = 1.0
 
@@ -93,8 +97,10 @@ class Person:
             self._on_answer(frame)
         if frame.message_id is None:
             return
-        if frame.type == "delta" and frame.seq == 1:
-            self._maybe_stop(frame.message_id)
+        if frame.type == "delta" and frame.seq == 1 and device is self.devices[0]:
+            self._maybe_stop(frame.message_id, _STOP_SHARE)
+        elif frame.type == "ack":
+            self._maybe_stop(frame.message_id, _STOP_AT_ONCE_SHARE)
         elif frame.type in ("response", "error") and frame.attempt is not None:
             self._on_outcome(frame.message_id, frame.attempt)
             if frame.type == "response" and device is self.devices[0]:
@@ -175,26 +181,31 @@ class Person:
         self._said[key] = _Said(conversation)
         device.send(frame)
 
-    def _maybe_stop(self, message_id: str) -> None:
+    def _maybe_stop(self, message_id: str, share: float) -> None:
         key = self._by_message.get(message_id)
-        if key is None or message_id in self._stops:
+        if key is None or message_id in self._stops or self._chance.random() >= share:
             return
-        self._stops.add(message_id)
-        device = self._chance.choice(self.devices)
-        if "stop" in device.features and self._chance.random() < _STOP_SHARE:
-            device.send({"type": "stop", "id": f"stop.{key}", "message_id": message_id})
+        devices = self._those_that_ask("stop")
+        if devices:
+            self._stops.add(message_id)
+        for number, device in enumerate(devices):
+            device.send({"type": "stop", "id": f"stop.{key}.{number}", "message_id": message_id})
 
     def _maybe_regenerate(self, message_id: str, attempt: int, conversation_id: str) -> None:
         key = self._by_message.get(message_id)
-        if key is None or self._last_in.get(conversation_id) != key:
+        if key is None or self._last_in.get(conversation_id) != key or self._chance.random() >= _REGENERATE_SHARE:
             return
-        device = self._chance.choice(self.devices)
-        frame_id = f"again.{key}.{attempt}"
-        if "regenerate" not in device.features or frame_id in self._regenerations:
-            return
-        if self._chance.random() < _REGENERATE_SHARE:
-            self._regenerations[frame_id] = (key, attempt)
-            device.send({"type": "regenerate", "id": frame_id, "message_id": message_id, "attempt": attempt})
+        for number, device in enumerate(self._those_that_ask("regenerate")):
+            frame_id = f"again.{key}.{attempt}.{number}"
+            if frame_id not in self._regenerations:
+                self._regenerations[frame_id] = (key, attempt)
+                device.send({"type": "regenerate", "id": frame_id, "message_id": message_id, "attempt": attempt})
+
+    def _those_that_ask(self, feature: str) -> list[Device]:
+        """Return the device that asks for something, now and then another that asks for the same at the same time."""
+        able = [device for device in self.devices if feature in device.features]
+        wanted = 2 if self._chance.random() < _TWICE_SHARE else 1
+        return self._chance.sample(able, min(wanted, len(able)))
 
     # The history
 

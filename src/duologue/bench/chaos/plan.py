@@ -33,7 +33,8 @@ FaultName: TypeAlias = Literal[
 ]
 
 MINUTE: Final = 60.0
-_JOINED_SHARE: Final = 0.3
+OVERLAP: Final = 0.3
+"""The share of faults that begin beside others, unless it is asked for otherwise."""
 _MOST_AT_ONCE: Final = 3
 
 
@@ -143,16 +144,23 @@ def role_of(target: str) -> str:
     return role if role in PROCESSES else target
 
 
-def endless(seed: int, mode: Mode) -> Iterator[Step]:
+def endless(seed: int, mode: Mode, *, overlap: float = OVERLAP) -> Iterator[Step]:
     """Return faults of every sort that lasts seconds, by their weights, without end."""
     chance = random.Random(f"chaos {mode} {seed}")  # noqa: S311  # a plan, no secret
     kinds = KINDS[mode]
     weights = [kind.weight for kind in kinds]
-    return _steps(chance, (chance.choices(kinds, weights)[0] for _ in itertools.count()))
+    return _steps(chance, (chance.choices(kinds, weights)[0] for _ in itertools.count()), overlap)
 
 
 def counted(
-    seed: int, mode: Mode, *, faults: int = 0, kills: Mapping[str, int] | None = None, each: int = 0, minutes: int = 0
+    seed: int,
+    mode: Mode,
+    *,
+    faults: int = 0,
+    kills: Mapping[str, int] | None = None,
+    each: int = 0,
+    minutes: int = 0,
+    overlap: float = OVERLAP,
 ) -> list[Step]:
     """Return a plan of so many faults, shuffled.
 
@@ -163,6 +171,7 @@ def counted(
         kills: by role or engine, so many kills.
         each: so many of each sort that lasts seconds; of those in `kills`, what that says.
         minutes: so many of each sort that lasts a minute.
+        overlap: about the share of faults that begin beside others, as far as they may.
 
     Raises:
         StartRefused: there is nothing of that name to be killed.
@@ -178,18 +187,18 @@ def counted(
         raise StartRefused(f"nothing is called {', '.join(wanted)}: what can be killed is {known}")
     kinds += [kind for kind in LONG_KINDS[mode] for _ in range(minutes)]
     chance.shuffle(kinds)
-    return list(_steps(chance, iter(kinds)))
+    return list(_steps(chance, iter(kinds), overlap))
 
 
 def _weights(mode: Mode) -> list[float]:
     return [kind.weight for kind in KINDS[mode]]
 
 
-def _steps(chance: random.Random, kinds: Iterator[Kind]) -> Iterator[Step]:
+def _steps(chance: random.Random, kinds: Iterator[Kind], overlap: float) -> Iterator[Step]:
     """Make steps of them. Faults that come together hit different targets, few at once, and none that lasts long."""
     together: list[Kind] = []
     for number, kind in enumerate(kinds, 1):
-        joined = chance.random() < _JOINED_SHARE and _may_join(kind, together)
+        joined = chance.random() < overlap and _may_join(kind, together)
         together = [*together, kind] if joined else [kind]
         yield Step(
             number=number,

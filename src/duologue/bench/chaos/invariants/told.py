@@ -293,7 +293,10 @@ def _differs(frame: Frame, stored: str | None, shown: _Text | None) -> str:
 
 @invariant
 def replies_are_told_in_the_order_of_their_turns(history: History) -> Evidence:
-    """The outcomes of a conversation's replies come to a client in the order of their turns."""
+    """The outcomes of a conversation's replies come to a client in the order of their turns.
+
+    But one that is stopped while it waits ends before its turn.
+    """
     turns = {(reply.message_id, reply.attempt): reply for reply in history.replies if reply.ended}
     for device in history.devices:
         last: dict[str, int] = {}
@@ -303,6 +306,8 @@ def replies_are_told_in_the_order_of_their_turns(history: History) -> Evidence:
             key = (frame.message_id or "", frame.attempt or 0)
             reply = turns.get(key)
             if frame.type not in _OUTCOMES or frame.event_id is None or reply is None or key in told:
+                continue
+            if reply.state == "stopped" and not reply.content:
                 continue
             told.add(key)
             before = last.get(reply.conversation_id, 0)
