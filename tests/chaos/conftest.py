@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,5 +32,5 @@ async def engines() -> AsyncIterator[OwnEngines]:
     """Engines of these tests' own."""
     async with own_engines(lasting=False) as own:
         own.postgres.execute("CREATE DATABASE template")
-        migrate(own.postgres.url("template"))
+        await asyncio.to_thread(migrate, own.postgres.url("template"))
         yield own

@@ -19,15 +19,13 @@ _HANDOVER = plan(Hit("slow", "model", 14.0), Hit("pause", "valkey", 7.0, joined=
 
 
 @pytest.mark.timeout(240)
-async def test_embedded_system_under_every_sort_of_short_fault_keeps_all_invariants() -> None:
+async def test_embedded_system_under_faults_keeps_all_invariants() -> None:
     steps = plan(
         Hit("kill", "duologue"),
-        Hit("429", "model", 1.0),
-        Hit("kill", "valkey", joined=True),
         Hit("vanish", "clients", 0.5, joined=True),
-        Hit("cut", "model", 1.0),
+        Hit("kill", "valkey"),
+        Hit("cut", "model", 1.0, joined=True),
         Hit("resend", "clients", joined=True),
-        Hit("term", "duologue", 0.2),
     )
     outcome = await run_embedded(steps, _LOAD)
     assert outcome.evidence == []
@@ -43,7 +41,6 @@ async def test_distributed_system_under_faults_of_roles_and_engines_keeps_all_in
         Hit("vanish", "clients", 0.5, joined=True),
         Hit("flush", "valkey"),
         Hit("kill", "websocket-server-2", joined=True),
-        Hit("cut", "model", 1.0, joined=True),
     )
     outcome = await run_distributed(engines, steps, _LOAD)
     assert outcome.evidence == []

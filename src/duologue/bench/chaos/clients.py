@@ -28,6 +28,7 @@ from duologue.client.tokens import ServerUnreachable
 
 _TICK_SECONDS: Final = 0.2
 _LOOK_SECONDS: Final = 0.1
+_FINISH_LOOK_SECONDS: Final = 0.5
 _VICTIMS: Final = 0.34
 _LEAVE_SECONDS: Final = 5.0
 
@@ -147,7 +148,7 @@ class Crowd:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while (waiting := self._waiting()) and loop.time() < deadline:  # noqa: ASYNC110  # many events
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_FINISH_LOOK_SECONDS)
         for device in self._devices:
             device.leave()
         deadline = loop.time() + _LEAVE_SECONDS

@@ -98,7 +98,7 @@ class Device:
         self.name = name
         self.conversation_id = conversation
         self.features: list[str] = []
-        self.seen: set[tuple[str, int]] = set()
+        self.seen: set[str] = set()
         self.on_lost_position: Callable[[Device], None] | None = None
         self._owner = owner
         self._ws_url = ws_url
@@ -223,7 +223,7 @@ class Device:
         if frame.event_id is not None:
             self._position = frame.event_id
         if frame.message_id is not None and frame.type in ("response", "error"):
-            self.seen.add((frame.message_id, frame.attempt or 0))
+            self.seen.add(frame.message_id)
         self._owner.told(self, frame)
 
     def _on_connection(self, frame: Frame) -> None:
@@ -247,9 +247,7 @@ class Device:
     def read(self, rows: list[Row]) -> None:
         """Note what the history had."""
         self._journal.write(Read(at=time.time(), rows=rows))
-        self.seen.update(
-            (row.message_id, row.attempt) for row in rows if row.state in ("complete", "failed", "stopped")
-        )
+        self.seen.update(row.message_id for row in rows if row.ended)
 
     # What it sends
 

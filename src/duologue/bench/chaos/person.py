@@ -28,21 +28,18 @@ _HISTORY_RETRY_SECONDS: Final = 1.0
 
 
 class _Said:
-    """A message: whether it was acknowledged, when, and which attempt's outcome is owed."""
+    """A message: the highest attempt whose outcome was told, and the one above which an outcome is owed."""
 
-    __slots__ = ("accepted_at", "attempt", "conversation_id", "owed_above", "refused")
+    __slots__ = ("attempt", "owed_above")
 
-    def __init__(self, conversation_id: str | None) -> None:
-        self.conversation_id = conversation_id
-        self.accepted_at = 0.0
+    def __init__(self) -> None:
         self.attempt = 0
         self.owed_above = 0
-        self.refused = False
 
     @property
-    def owed(self) -> bool:
+    def is_owed(self) -> bool:
         """Whether an outcome is still to come: of the message, or of a regeneration."""
-        return self.accepted_at > 0 and self.attempt <= self.owed_above
+        return self.attempt <= self.owed_above
 
 
 class Person:
@@ -64,7 +61,11 @@ class Person:
         self._tokens = GuestTokens(http, url, self.user_id)
         self._history = HttpApi(http, url, self)
         self._token_lock = asyncio.Lock()
+        self.accepted = 0
+        self.answered = 0
         self._said: dict[str, _Said] = {}
+        self._unheard: set[str] = set()
+        self._owed: dict[str, float] = {}
         self._by_message: dict[str, str] = {}
         self._last_in: dict[str, str] = {}
         self._regenerations: dict[str, tuple[str, int]] = {}
@@ -107,28 +108,39 @@ class Person:
                 self._maybe_regenerate(frame.message_id, frame.attempt, frame.conversation_id or "")
 
     def _on_answer(self, frame: Frame) -> None:
-        said, key = self._said.get(frame.id or ""), frame.id or ""
+        key = frame.id or ""
         if frame.type == "error":
-            if said is not None and not frame.temporary:
-                said.refused = True
             if not frame.temporary:
+                self._unheard.discard(key)
                 self._regenerations.pop(key, None)
-        elif said is not None and frame.message_id is not None:
-            said.accepted_at = said.accepted_at or time.time()
-            self._by_message[frame.message_id] = key
-            said.conversation_id = frame.conversation_id
-            self._last_in[frame.conversation_id or ""] = key
+        elif key in self._said and frame.message_id is not None:
+            self._on_accepted(key, frame.message_id, frame.conversation_id or "")
         elif key in self._regenerations:
-            client_id, attempt = self._regenerations.pop(key)
-            again = self._said[client_id]
-            again.owed_above = max(again.owed_above, attempt)
-            if again.owed:
-                again.accepted_at = time.time()
+            said_key, attempt = self._regenerations.pop(key)
+            said = self._said[said_key]
+            said.owed_above = max(said.owed_above, attempt)
+            if said.is_owed:
+                self._owed[said_key] = time.time()
+
+    def _on_accepted(self, key: str, message_id: str, conversation_id: str) -> None:
+        if message_id in self._by_message:
+            return
+        self._by_message[message_id] = key
+        self._last_in[conversation_id] = key
+        self._unheard.discard(key)
+        self.accepted += 1
+        if self._said[key].is_owed:
+            self._owed[key] = time.time()
 
     def _on_outcome(self, message_id: str, attempt: int) -> None:
         key = self._by_message.get(message_id)
-        if key is not None:
-            self._said[key].attempt = max(self._said[key].attempt, attempt)
+        if key is None:
+            return
+        said = self._said[key]
+        self.answered += not said.attempt
+        said.attempt = max(said.attempt, attempt)
+        if not said.is_owed:
+            self._owed.pop(key, None)
 
     # What is owed
 
@@ -138,39 +150,29 @@ class Person:
         return all(device.attached for device in self.devices)
 
     @property
-    def accepted(self) -> int:
-        return sum(1 for said in self._said.values() if said.accepted_at)
-
-    @property
-    def answered(self) -> int:
-        return sum(1 for said in self._said.values() if said.attempt)
-
-    @property
     def oldest_owed(self) -> float | None:
         """Since when the outcome that is owed longest is owed."""
-        return min((said.accepted_at for said in self._said.values() if said.owed), default=None)
+        return min(self._owed.values(), default=None)
 
     def waits_for(self) -> list[str]:
         """Return, in words, what this user still waits for."""
-        waits = [f"{key}: no outcome" for key, said in self._said.items() if said.owed]
-        waits += [
-            f"{key}: not acknowledged" for key, said in self._said.items() if not (said.accepted_at or said.refused)
-        ]
+        waits = [f"{key}: no outcome" for key in self._owed]
+        waits += [f"{key}: not acknowledged" for key in self._unheard]
         for device in self.devices:
             waits += [f"{device.name.name}: not connected"] if not device.attached else []
             waits += [f"{device.name.name}: {device.unanswered} frames not answered"] if device.unanswered else []
             if device.name.name in self._reading:
                 waits.append(f"{device.name.name}: reads the history")
             elif device.name.keeps_position:
-                seen = {message_id for message_id, _ in device.seen}
-                waits += [f"{device.name.name}: {m} not seen" for m in self._by_message if m not in seen]
+                unseen = self._by_message.keys() - device.seen
+                waits += [f"{device.name.name}: {message_id} not seen" for message_id in unseen]
         return waits
 
     # What it does
 
     def say(self) -> None:
         """Send the next message, unless too many wait already."""
-        if sum(1 for said in self._said.values() if not said.attempt) >= _MOST_OWED:
+        if len(self._owed) + len(self._unheard) >= _MOST_OWED:
             return
         device = self._chance.choice(self.devices)
         key = f"{self.user_id}.{len(self._said)}"
@@ -178,7 +180,8 @@ class Person:
         conversation = self._chance.choice(self.devices).conversation_id
         if self._chance.random() < 0.3 and conversation not in (None, "new"):
             frame["conversation_id"] = conversation
-        self._said[key] = _Said(conversation)
+        self._said[key] = _Said()
+        self._unheard.add(key)
         device.send(frame)
 
     def _maybe_stop(self, message_id: str, share: float) -> None:

@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -28,6 +28,7 @@ _LOOK_SECONDS: Final = 0.1
 _BEGIN_SECONDS: Final = 60.0
 _WARM_ANSWERS: Final = 3
 _QUIET_SECONDS: Final = 3.0
+_MOST_WORDS: Final = 2000
 _LEFTOVER_SECONDS: Final = 15.0
 _STORE_SECONDS: Final = 20.0
 
@@ -80,7 +81,7 @@ class _Record:
 async def run(
     steps: Iterable[Step],
     load: Load,
-    subject_of: Callable[[Path, Mapping[str, str]], Any],
+    subject_of: Callable[[Path, Mapping[str, str]], AbstractAsyncContextManager[Subject]],
     folder: Path,
     *,
     seconds: float | None = None,
@@ -108,7 +109,7 @@ async def run(
         await model.start()
         tell.begin("starting the system")
         every = {"OPENAI_BASE_URL": f"{model.url}/v1", **(settings or {})}
-        subject: Subject = await stack.enter_async_context(subject_of(folder, every))
+        subject = await stack.enter_async_context(subject_of(folder, every))
         before = await baseline(subject)
         clients = _clients(folder, subject, load)
         stack.push_async_callback(clients.aclose)
@@ -158,9 +159,11 @@ class _Direction:
     async def begin(self) -> None:
         """Let everybody connect and talk, until the first answers have come. Raises StartRefused."""
         self._tell.begin("letting clients in")
-        await self._until(lambda stats: stats.ready, "all clients are connected", _BEGIN_SECONDS)
+        if not await self._until(lambda stats: stats.ready, _BEGIN_SECONDS):
+            raise StartRefused(f"the clients are not connected within {_BEGIN_SECONDS:g} s")
         await self._clients.post("/talk", Talk(self._load.rate), dict)
-        await self._until(lambda stats: stats.answered >= _WARM_ANSWERS, "the first answers", _BEGIN_SECONDS)
+        if not await self._until(lambda stats: stats.answered >= _WARM_ANSWERS, _BEGIN_SECONDS):
+            raise StartRefused(f"no message is answered within {_BEGIN_SECONDS:g} s")
 
     async def carry_out(self, steps: Iterable[Step], seconds: float | None) -> None:
         """Make the faults; stops early if something does not heal, since nothing after it would tell anything."""
@@ -182,8 +185,8 @@ class _Direction:
         code: int | None = None
         try:
             code = await self._faults.make(step)
-        except StartRefused as error:
-            self.record.not_healed.append(f"{step.name} ({step.number}): {str(error)[:2000]}")
+        except (StartRefused, OSError) as error:  # it does not come back, or had ended by itself
+            self.record.not_healed.append(f"{step.name} ({step.number}): {str(error)[:_MOST_WORDS]}")
             await self._restore()
         return Happened(
             number=step.number,
@@ -203,14 +206,14 @@ class _Direction:
         self._note_deaths()
         last = max(each.ended for each in happened)
         answered = (await self._stats()).answered
-        try:
-            await self._until(
-                lambda stats: (stats.oldest_owed is None or stats.oldest_owed > last) and stats.answered > answered,
-                f"what was accepted before {', '.join(f'{each.fault} {each.target}' for each in happened)} is answered",
-                self._load.heal_seconds,
-            )
-        except StartRefused as error:
-            self.record.not_healed.append(str(error))
+        healed = await self._until(
+            lambda stats: (stats.oldest_owed is None or stats.oldest_owed > last) and stats.answered > answered,
+            self._load.heal_seconds,
+        )
+        if not healed:
+            what = ", ".join(f"{each.fault} {each.target} ({each.number})" for each in happened)
+            words = f"what was accepted before is not answered within {self._load.heal_seconds:g} s"
+            self.record.not_healed.append(f"{what}: {words}, {await self._stats()}")
             self.record.happened += happened
             return False
         now = time.time()
@@ -235,20 +238,22 @@ class _Direction:
         try:
             await self._faults.restore()
         except StartRefused as error:
-            self.record.not_healed.append(f"it cannot be started again: {str(error)[:2000]}")
+            self.record.not_healed.append(f"it cannot be started again: {str(error)[:_MOST_WORDS]}")
 
     async def _stats(self) -> Stats:
         stats = await self._clients.get("/stats", Stats)
         self._tell.answered(stats.answered)
         return stats
 
-    async def _until(self, condition: Callable[[Stats], bool], words: str, seconds: float) -> None:
+    async def _until(self, condition: Callable[[Stats], bool], seconds: float) -> bool:
+        """Wait until something holds of the crowd; return whether it did in time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while not condition(stats := await self._stats()):
+        while not condition(await self._stats()):
             if loop.time() > deadline:
-                raise StartRefused(f"{words}: not within {seconds:g} s ({stats})")
+                return False
             await asyncio.sleep(_LOOK_SECONDS)
+        return True
 
 
 async def _at_the_end(

@@ -90,19 +90,25 @@ class _RolePart:
         self._process = process
 
     async def kill(self) -> None:
-        await self._process.kill()
+        await self._running().kill()
 
     async def stop(self) -> int:
-        return await self._process.terminate()
+        return await self._running().terminate()
 
     async def start(self) -> None:
         await self._process.start()
 
     async def pause(self) -> None:
-        self._process.pause()
+        self._running().pause()
 
     async def resume(self) -> None:
-        self._process.resume()
+        self._running().resume()
+
+    def _running(self) -> DuologueProcess:
+        """Return the process. Its id is another's by now if it has ended by itself: then no signal is sent."""
+        if not self._process.running:
+            raise StartRefused(f"{self._process.command} has ended by itself: {self._process.output()[-1000:]}")
+        return self._process
 
 
 class _EnginePart:
