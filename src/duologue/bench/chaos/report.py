@@ -52,7 +52,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that is told of a run.
 
     `failures` are counted by the code of their cause, `faults` and `healing` by the name of a fault; `breaches` are all
-    that were kept.
+    that were kept. `resumed_after_lone_kill` leaves out what waited for something else as well; `resumed_seconds` are
+    all its values, so that those of several runs can be put together.
     """
 
     seed: int
@@ -75,6 +76,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     first_piece: Spread
     whole_reply: Spread
     resumed_after_kill: Spread
+    resumed_after_lone_kill: Spread
+    resumed_seconds: list[float]
     counts: dict[str, int]
     invariants: dict[str, int]
     breaches: list[Breach]
@@ -99,7 +102,8 @@ def make_report(
         seconds: how long it took.
     """
     broken = Counter(breach.invariant for breach in breaches)
-    waited = waits(history)
+    waited, resumed = waits(history), resumptions(history)
+    lone = sorted(round(each.seconds, 3) for each in resumed if each.lone)
     return Report(
         seed=seed,
         mode=history.mode,
@@ -118,9 +122,11 @@ def make_report(
         devices=len(history.devices),
         faults=dict(sorted(Counter(map(name_of, history.faults)).items())),
         healing=_healing(history.faults),
-        first_piece=_spread([each.first for each in waited if each.first is not None]),
-        whole_reply=_spread([each.outcome for each in waited if each.outcome is not None]),
-        resumed_after_kill=_spread([each.seconds for each in resumptions(history)]),
+        first_piece=spread([each.first for each in waited if each.first is not None]),
+        whole_reply=spread([each.outcome for each in waited if each.outcome is not None]),
+        resumed_after_kill=spread([each.seconds for each in resumed]),
+        resumed_after_lone_kill=spread(lone),
+        resumed_seconds=lone,
         counts=_counts(broken),
         invariants={name: broken[name] for name in INVARIANTS},
         breaches=list(breaches),
@@ -143,10 +149,11 @@ def _healing(faults: Sequence[Happened]) -> dict[str, Spread]:
     for fault in faults:
         if fault.healed is not None:
             taken.setdefault(name_of(fault), []).append(fault.healed - fault.began)
-    return {name: _spread(values) for name, values in sorted(taken.items())}
+    return {name: spread(values) for name, values in sorted(taken.items())}
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Return how these durations are spread."""
     shown = [None if (value := percentile(values, share)) is None else round(value, 3) for share in (0.5, 0.99, 1.0)]
     return Spread(count=len(values), p50=shown[0], p99=shown[1], longest=shown[2])
 
@@ -174,6 +181,7 @@ def _figures(report: Report) -> RenderableType:
     table.add_row("first piece", _words(report.first_piece))
     table.add_row("whole reply", _words(report.whole_reply))
     table.add_row("kill to first piece of the next attempt", _words(report.resumed_after_kill))
+    table.add_row("… with nothing else wrong", _words(report.resumed_after_lone_kill))
     return table
 
 

@@ -23,11 +23,15 @@ class Waited(msgspec.Struct, kw_only=True):
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply that went on under the next attempt: seconds from the kill to its first piece that a client saw."""
+    """A reply that went on under the next attempt: seconds from the kill to its first piece that a client saw.
+
+    `lone`: nothing else was wrong meanwhile.
+    """
 
     message_id: str
     fault: int
     seconds: float
+    lone: bool
 
 
 def waits(history: History) -> list[Waited]:
@@ -60,7 +64,7 @@ def resumptions(history: History) -> list[Resumed]:
     kills = sorted((fault for fault in history.faults if _is_kill(fault)), key=lambda fault: fault.began)
     best: dict[tuple[str, int], Resumed] = {}
     for device in history.devices:
-        for (message_id, attempt), resumed in _of_device(device, kills).items():
+        for (message_id, attempt), resumed in _of_device(device, kills, history.faults).items():
             known = best.get((message_id, attempt))
             if known is None or resumed.seconds < known.seconds:
                 best[message_id, attempt] = resumed
@@ -71,7 +75,7 @@ def _is_kill(fault: Happened) -> bool:
     return fault.fault == "kill" and role_of(fault.target) in _WRITERS
 
 
-def _of_device(device: Device, kills: Sequence[Happened]) -> dict[tuple[str, int], Resumed]:
+def _of_device(device: Device, kills: Sequence[Happened], faults: Sequence[Happened]) -> dict[tuple[str, int], Resumed]:
     found: dict[tuple[str, int], Resumed] = {}
     began: dict[str, tuple[int, float]] = {}
     tries: set[tuple[str, int]] = set()
@@ -88,9 +92,17 @@ def _of_device(device: Device, kills: Sequence[Happened]) -> dict[tuple[str, int
             began[message_id] = (attempt, entry.at)
             kill = next((k for k in reversed(kills) if before[1] <= k.began <= entry.at), None)
             if kill is not None and (message_id, attempt) not in tries:
-                seconds = entry.at - kill.began
-                found[message_id, attempt] = Resumed(message_id=message_id, fault=kill.number, seconds=seconds)
+                found[message_id, attempt] = Resumed(
+                    message_id=message_id,
+                    fault=kill.number,
+                    seconds=entry.at - kill.began,
+                    lone=not any(each is not kill and _meets(each, kill.began, entry.at) for each in faults),
+                )
     return found
+
+
+def _meets(fault: Happened, begin: float, end: float) -> bool:
+    return fault.began < end and (fault.healed or fault.ended) > begin
 
 
 def _of_attempt(frame: Frame) -> bool:

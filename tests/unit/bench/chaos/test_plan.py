@@ -72,3 +72,10 @@ def test_nothing_joins_a_fault_that_lasts_a_minute(mode: Mode) -> None:
 def test_redis_is_flushed_only_where_it_does_not_hold_the_log() -> None:
     assert "flush valkey" not in {kind.name for kind in KINDS["embedded"]}
     assert "flush valkey" in {kind.name for kind in KINDS["distributed"]}
+
+
+def test_more_overlap_lets_more_faults_begin_beside_others() -> None:
+    plans = [counted(7, "distributed", each=5, overlap=overlap) for overlap in (0.0, 0.3, 0.9)]
+    joined = [sum(step.joined for step in plan) for plan in plans]
+    assert joined[0] == 0
+    assert joined[0] < joined[1] < joined[2]

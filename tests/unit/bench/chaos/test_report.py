@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from tests.support.chaos_history import clean
 
+from duologue.bench.chaos.command import _write
 from duologue.bench.chaos.history import Happened
 from duologue.bench.chaos.invariants.breach import Breach
 from duologue.bench.chaos.page import page
 from duologue.bench.chaos.report import Report, make_report, name_of, print_report
+from duologue.bench.chaos.summary import read_report, summary
 from duologue.bench.chaos.timing import percentile, resumptions, waits
 
 
@@ -64,6 +68,26 @@ def test_resumption_is_the_time_from_the_kill_to_the_first_piece_of_the_next_att
     (resumed,) = resumptions(history)
     assert resumed.message_id == "m2"
     assert 2.0 < resumed.seconds < 2.1
+    assert resumed.lone
+
+
+def test_resumption_beside_another_fault_is_not_a_lone_one() -> None:
+    history = clean().history()
+    (kill,) = history.faults
+    beside = Happened(number=2, fault="slow", target="model", began=kill.began - 1, ended=kill.began + 0.5)
+    (resumed,) = resumptions(dataclasses.replace(history, faults=[*history.faults, beside]))
+    assert not resumed.lone
+
+
+def test_summary_adds_up_what_runs_have_written(tmp_path: Path) -> None:
+    _write(report([Breach("an outcome is told once", "twice")]), clean().history(), tmp_path)
+    made = read_report(tmp_path / "chaos-distributed-7.json")
+    text = summary([made, report()])
+    assert "| faults | 2 |" in text
+    assert "| messages accepted | 6 |" in text
+    assert "| kill ai-consumer | 2 |" in text
+    assert "| lost, doubled, reordered, stuck, any other breach | 0, 1, 0, 0, 0 |" in text
+    assert "nothing else wrong: p50, p99, longest | 2.0 s, 2.0 s, 2.0 s, of 2 |" in text
 
 
 def test_waits_are_counted_from_the_first_sending() -> None:
