@@ -28,6 +28,7 @@ from duologue.client.reconnect import ABNORMAL_CLOSE, NORMAL_CLOSE, Reaction, Re
 from duologue.client.tokens import ServerUnreachable, TokenRefused, TokenSource
 from duologue.client.typing_state import TypingElsewhere, TypingTeller
 from duologue.domain.errors import DuologueError
+from duologue.domain.tasks import end_task
 from duologue.protocol.codes import CloseCode
 
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -428,9 +429,8 @@ class ClientConnection:
 
 async def _end(tending: asyncio.Task[None]) -> None:
     """Cancel a task and wait for it; a socket that was closed under it is no failure."""
-    tending.cancel()
-    with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
-        await tending
+    with contextlib.suppress(ConnectionClosed):
+        await end_task(tending)
 
 
 def _read(text: str | bytes) -> Frame:

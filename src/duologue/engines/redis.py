@@ -12,7 +12,6 @@ import hashlib
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -20,6 +19,7 @@ import hiredis
 import structlog
 
 from duologue.domain.errors import DuologueError, Permanent, RedisUnavailable, StartRefused
+from duologue.domain.tasks import end_task
 from duologue.engines.redis_address import parse_redis_url
 
 _log = structlog.get_logger(__name__)
@@ -147,11 +147,11 @@ class _Connection:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
-        self._drop("the connection was closed")
+        try:
+            if self._keeper is not None:
+                await end_task(self._keeper)
+        finally:
+            self._drop("the connection was closed")
 
     def _command(
         self, arguments: tuple[Argument, ...], again: tuple[Argument, ...] | None = None

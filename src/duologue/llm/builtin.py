@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from duologue.domain.tasks import end_task
 from duologue.engines.child import child_process
 from duologue.llm import builtin_server
 from duologue.llm.builtin_server import MODEL_NAME
@@ -124,9 +125,7 @@ async def open_builtin(
         try:
             yield model
         finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
+            await end_task(keeper)
 
 
 @asynccontextmanager

@@ -1,0 +1,17 @@
+"""Ending tasks."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task, wait until it has ended, and raise what it failed with, if that was no cancellation.
+
+    Awaiting the task itself would not do: whoever suppresses its CancelledError suppresses, once in a while, a
+    cancellation of their own that came at the same time, and goes on as if nobody had asked them to end.
+    """
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
