@@ -10,12 +10,12 @@ from duologue.bench.chaos.run import Load
 from duologue.bench.distributed import OwnEngines
 
 _BUSY = Load(users=6, rate=15.0, seed=11, heal_seconds=20.0)
-_CALM = Load(users=6, rate=3.0, seed=11, heal_seconds=40.0)
+_CALM = Load(users=6, rate=6.0, seed=11, heal_seconds=40.0)
 
 _CONSUMERS = plan(Hit("kill", "ai-consumer-1"), Hit("kill", "ai-consumer-2", joined=True))
 _RELAYS = plan(*(Hit("kill", f"message-relay-{number}") for number in (1, 2, 1, 2)))
 _RECONNECTS = plan(*(Hit("vanish", "clients", 0.3) for _ in range(6)))
-_HANGS = plan(Hit("slow", "model", 20.0), Hit("pause", "ai-consumer-1", 9.0, joined=True, pause_seconds=1.0))
+_HANGS = plan(Hit("slow", "model", 15.0), Hit("pause", "ai-consumer-1", 9.0, joined=True, pause_seconds=3.0))
 
 
 @pytest.mark.timeout(400)

@@ -14,8 +14,8 @@ _BUSY = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
 
 _KILL = plan(Hit("kill", "duologue"))
 _RECONNECTS = plan(*(Hit("vanish", "clients", 0.3) for _ in range(6)))
-_CALM = Load(users=6, rate=3.0, seed=11, heal_seconds=30.0)
-_HANDOVER = plan(Hit("slow", "model", 14.0), Hit("pause", "valkey", 7.0, joined=True, pause_seconds=1.0))
+_CALM = Load(users=6, rate=6.0, seed=11, heal_seconds=15.0)
+_HANDOVER = plan(Hit("slow", "model", 12.0), Hit("pause", "valkey", 7.0, joined=True, pause_seconds=3.0))
 
 
 @pytest.mark.timeout(240)

@@ -14,6 +14,10 @@ from duologue.bench.chaos.subject import Part, Subject
 from duologue.bench.chaos.tools import Tool
 
 _MODEL_FAULTS: Final = frozenset(["slow", "cut", "429", "500", "silence"])
+_SHARE: Final = 0.6
+_SHARES: Final = {"slow": 1.0}
+"""With which share of the requests something goes wrong; of those that fail some do not, so that replies go on."""
+
 _CLIENT_FAULTS: Final = frozenset(["vanish", "slow_reader", "resend"])
 
 
@@ -63,7 +67,8 @@ class Faults:
             StartRefused: it does not come back.
         """
         if step.fault in _MODEL_FAULTS:
-            await self._model.post("/behave", Behaviour(step.fault, step.seconds), dict)  # type: ignore[arg-type]
+            share = _SHARES.get(step.fault, _SHARE)
+            await self._model.post("/behave", Behaviour(step.fault, step.seconds, share), dict)  # type: ignore[arg-type]
             await asyncio.sleep(step.seconds)
             return None
         if step.fault in _CLIENT_FAULTS:

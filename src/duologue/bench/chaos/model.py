@@ -41,7 +41,7 @@ class Behaviour(msgspec.Struct, frozen=True):
 
     fault: Fault
     seconds: float
-    share: float = 0.6
+    share: float
 
 
 class _Turn(msgspec.Struct):
