@@ -24,10 +24,12 @@ from duologue.domain.errors import StartRefused
 _SETTINGS: Final = {
     "USER_RATE_LIMIT_MAX_REQUESTS": "1000000",
     "TOKEN_RATE_LIMIT_MAX_REQUESTS": "1000000",
-    "MODEL_FIRST_TOKEN_TIMEOUT_SECONDS": "10",
-    "MODEL_SILENCE_TIMEOUT_SECONDS": "4",
+    "MODEL_FIRST_TOKEN_TIMEOUT_SECONDS": "12",
+    "MODEL_SILENCE_TIMEOUT_SECONDS": "10",
 }
-"""No limit ends what is to be seen, and a model that says nothing is noticed in the time of a run."""
+"""No limit ends what is to be seen, and a model that says nothing is noticed in the time of a run. But a worker that
+hangs for 9 s must not take that for the model's silence when it wakes up: it would give its replies up by itself, and
+no fence would have to hold."""
 
 _SHARED_SETTINGS: Final = {"KAFKA_PARTITIONS": "6", "DATABASE_POOL_SIZE": "5"}
 _LOOK_SECONDS: Final = 0.02

@@ -12,7 +12,7 @@ BROKEN: Final = frozenset(["", "refused", "cut", "silent"])
 """How requests ended that the model itself broke; empty: it was killed."""
 
 _HANGS: Final = frozenset(["pause"])
-_TIMEOUT_SECONDS: Final = 12.0
+_TIMEOUT_SECONDS: Final = 15.0
 
 
 @invariant
