@@ -10,7 +10,7 @@ from duologue.bench.chaos.run import Load
 from duologue.bench.distributed import OwnEngines
 
 _LOAD = Load(users=6, rate=12.0, seed=11, heal_seconds=40.0)
-_BUSY = Load(users=6, rate=20.0, seed=11, heal_seconds=8.0)
+_BUSY = Load(users=6, rate=20.0, seed=11, heal_seconds=6.0)
 
 _KILL = plan(Hit("kill", "duologue"))
 _RECONNECTS = plan(*(Hit("vanish", "clients", 0.3) for _ in range(6)))
