@@ -7,10 +7,7 @@ from typing import Final
 
 from duologue.bench.chaos.history import History
 from duologue.bench.chaos.invariants import asked, rest, stored, told  # they register their invariants
-from duologue.bench.chaos.invariants.breach import INVARIANTS, Breach
-
-MOST_SHOWN: Final = 50
-"""Breaches of one invariant that are kept: what breaks once too often breaks everywhere."""
+from duologue.bench.chaos.invariants.breach import INVARIANTS, MOST_COUNTED, Breach
 
 _MODULES: Final = (told, stored, asked, rest)
 
@@ -21,5 +18,7 @@ ALL: Final = INVARIANTS
 def check(history: History) -> list[Breach]:
     """Return what did not hold; empty if all is well."""
     return [
-        Breach(name, evidence, at) for name, holds in ALL.items() for evidence, at in islice(holds(history), MOST_SHOWN)
+        Breach(name, evidence, at)
+        for name, holds in ALL.items()
+        for evidence, at in islice(holds(history), MOST_COUNTED)
     ]

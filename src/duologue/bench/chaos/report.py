@@ -14,11 +14,11 @@ from rich.text import Text
 
 from duologue import __version__
 from duologue.bench.chaos.history import Happened, History
-from duologue.bench.chaos.invariants.breach import INVARIANTS, Breach
+from duologue.bench.chaos.invariants.breach import INVARIANTS, MOST_COUNTED, Breach
 from duologue.bench.chaos.plan import role_of
 from duologue.bench.chaos.timing import percentile, resumptions, waits
 
-_SHOWN: Final = 20
+_SHOWN: Final = 3
 
 KINDS: Final[Mapping[str, Sequence[str]]] = {
     "lost": ("an acknowledged message is stored once", "nothing stays unseen"),
@@ -211,7 +211,17 @@ def _verdict(report: Report) -> RenderableType:
     if report.is_clean:
         return Text(f"All {len(report.invariants)} invariants held: {words}.", style="green")
     lines = [f"{sum(1 for count in report.invariants.values() if count)} invariants did not hold: {words}."]
-    lines += [f"  {breach.invariant}: {breach.evidence}"[:500] for breach in report.breaches[:_SHOWN]]
-    if len(report.breaches) > _SHOWN:
-        lines.append(f"  and {len(report.breaches) - _SHOWN} more")
+    for name, count in report.invariants.items():
+        if count:
+            lines.append(f"{name}: {_times(count)}")
+            lines += [f"  {breach.evidence}"[:500] for breach in _of(report, name)[:_SHOWN]]
     return Text("\n".join(lines), style="red")
+
+
+def _of(report: Report, name: str) -> list[Breach]:
+    return [breach for breach in report.breaches if breach.invariant == name]
+
+
+def _times(count: int) -> str:
+    """No more than so many are counted of one."""
+    return f"{count} times" if count < MOST_COUNTED else f"{count} times or more"

@@ -7,6 +7,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from duologue.bench.chaos.history import History
 
+MOST_COUNTED: Final = 50
+"""Breaches of one invariant that are kept: what breaks once too often breaks everywhere."""
+
 
 class Breach(NamedTuple):
     """An invariant that did not hold, and what shows it. `at` is when, in seconds since the Unix epoch, if known."""
