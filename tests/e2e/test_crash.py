@@ -65,7 +65,10 @@ async def test_system_killed_again_and_again_still_answers_each_message_once(
         _send_all(users)
         for _ in range(3):
             asked = (await model_server.stats())["requests"]
-            await model_server.until(lambda stats, asked=asked: stats["requests"] > asked)  # type: ignore[misc]
+            await model_server.until(
+                lambda stats, asked=asked: stats["requests"] > asked,  # type: ignore[misc]
+                seconds=60.0,  # the group's session of those who were killed has to end
+            )
             await system.kill()
             await system.start()
         await together.assert_kept(model_server)

@@ -106,7 +106,7 @@ async def _busy(pipeline: Pipeline, hub: Hub, redis: Redis) -> None:
         replies_per_second=1.0,
     )
     await LoadBoard(redis).report(figures)
-    assert [standing.report for standing in await LoadBoard(redis).read()] == [figures]
+    assert figures in [standing.report for standing in await LoadBoard(redis).read()]  # beside the pipeline's own
     await announcement.drain(5.0)
     await announcing
 

@@ -25,8 +25,10 @@ PARTITION = Partition(TOPIC, 0)
 LOCK_TIMES = LockTimes(valid_seconds=1.0, renew_seconds=0.2, wait_seconds=2.0)
 
 
-def opened(url: str, *, takeover: bool = False) -> AbstractAsyncContextManager[StreamsLog]:
-    return open_streams_log(url, takeover=takeover, timeout_seconds=1.0, lock_times=LOCK_TIMES)
+def opened(
+    url: str, *, takeover: bool = False, timeout_seconds: float = 1.0
+) -> AbstractAsyncContextManager[StreamsLog]:
+    return open_streams_log(url, takeover=takeover, timeout_seconds=timeout_seconds, lock_times=LOCK_TIMES)
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ async def test_append_offsets_go_on_without_gaps_after_a_restart_of_an_empty_log
 
 
 async def test_append_dead_letters_keeps_about_ten_thousand(valkey: str, redis: Redis) -> None:
-    async with opened(valkey) as log:
+    async with opened(valkey, timeout_seconds=30.0) as log:  # so many at once take their time
         await asyncio.gather(*(log.producer.append("topic.dlq", "key", b"v", {}) for _ in range(10_500)))
     assert 10_000 <= await redis.call("XLEN", "log:topic.dlq") <= 10_200
 

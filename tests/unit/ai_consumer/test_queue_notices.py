@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 from duologue.ai_consumer.dispatcher import Dispatcher
@@ -178,12 +177,9 @@ async def test_sweep_over_twenty_thousand_lets_the_event_loop_go_on() -> None:
 
     ticking = asyncio.create_task(tick())
     await queue.sweep(100.0)
-    began = time.process_time()
     await queue.sweep(102.0, most=500)
-    spent = time.process_time() - began
     over = True
     await ticking
 
     assert len(queue.told.frames) == 500
     assert ticks >= 20_000 // SLICE
-    assert spent < 0.5, "one sweep in two seconds is too dear"
