@@ -200,5 +200,7 @@ class Reply:
         self._break_off()
 
     def _break_off(self) -> None:
-        if self._interrupt is not None:
-            self._interrupt.reschedule(asyncio.get_running_loop().time())
+        """Once: a model's request may take a while to end, and what is ending cannot be told to end again."""
+        interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            interrupt.reschedule(asyncio.get_running_loop().time())

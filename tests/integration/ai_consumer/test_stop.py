@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import msgspec
 import pytest
@@ -10,8 +12,8 @@ from tests.support.pipeline import BOB, Pipeline, reply_states, until
 
 from duologue.domain.ids import new_id
 from duologue.domain.records import INCOMING_TOPIC
-from duologue.llm.port import ModelTemporaryError
-from duologue.llm.scripted import Pause
+from duologue.llm.port import ModelEvent, ModelRequest, ModelTemporaryError
+from duologue.llm.scripted import Pause, ScriptedModel
 
 
 async def _done(pipeline: Pipeline, records: int) -> None:
@@ -50,6 +52,42 @@ async def test_stop_before_the_first_token_leaves_an_empty_reply(pipeline: Pipel
     (answer,) = await pipeline.answers(1)
     assert (answer["finish_reason"], answer["content"]) == ("stopped", "")
     assert pipeline.model.running == 0
+
+
+class _Lingering(ScriptedModel):
+    """A model whose requests take their time to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        try:
+            async with aclosing(super().stream(request)) as events:
+                async for event in events:
+                    yield event
+        except asyncio.CancelledError:
+            self.ending.set()
+            await self.may_end.wait()
+            raise
+
+
+async def test_stop_that_comes_while_an_earlier_one_takes_effect_changes_nothing(pipeline: Pipeline) -> None:
+    model = _Lingering()
+    pause = Pause()
+    model.play("text", pause)
+    await pipeline.consumer(model)
+    await pipeline.relay()
+    message = await pipeline.say(await pipeline.conversation(), "hello")
+    await pause.reached.wait()
+    await pipeline.append(pipeline.stop(message))
+    await model.ending.wait()
+    await pipeline.append(pipeline.stop(message))
+    await pipeline.say(await pipeline.conversation(), "next")
+    assert (await pipeline.answers(1))[0]["content"] == "You said: next"
+    model.may_end.set()
+    assert [answer["finish_reason"] for answer in await pipeline.answers(2)] == ["stop", "stopped"]
+    await _done(pipeline, 4)
 
 
 async def test_stop_between_two_tries_ends_the_reply_without_another(pipeline: Pipeline) -> None:
