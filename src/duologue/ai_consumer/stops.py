@@ -16,7 +16,7 @@ from duologue.observability.metrics import REPLIES
 from duologue.store.database import Database
 from duologue.store.messages import StoredRequest
 from duologue.store.outcomes import Completion
-from duologue.store.stops import Seized, stop_waiting
+from duologue.store.stops import Seized, stop_unwritten
 
 _log = structlog.get_logger(__name__)
 
@@ -33,15 +33,16 @@ class Stops:
         self._owner = owner
         self._clock = clock
 
-    async def stop(self, request: Request, stored: StoredRequest) -> OutcomeRecord | None:
-        """End a reply that waits empty, and one that somebody else has begun with what is written of it.
+    async def stop(self, request: Request, stored: StoredRequest, *, seize: bool) -> OutcomeRecord | None:
+        """End a reply that waits empty, and with `seize` one that somebody else has begun with what is written of it.
 
         Returns:
-            The outcome to publish; None if there is nothing to stop, or somebody was faster.
+            The outcome to publish; None if this has stopped nothing. An outcome that was there before is published in
+            its turn, by others.
         """
         stopped = await until_done(
-            lambda: self._database.write(stop_waiting, stored.reply_id, self._owner, self._clock()),
-            what="stop_waiting",
+            lambda: self._database.write(stop_unwritten, stored.reply_id, self._owner, self._clock(), seize=seize),
+            what="stop_unwritten",
         )
         if isinstance(stopped, Seized):
             stopped = await self._complete(request, stored, stopped.attempt)

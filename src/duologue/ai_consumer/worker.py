@@ -351,7 +351,10 @@ class AiConsumer:
         elif (outcome := tick.outcomes.get(stored.reply_id)) is not None:
             request.task = self._spawn(self._publish_again(request, outcome))
         elif standing is not None and standing.state in ("queued", "generating"):
-            self._put_back(request)  # somebody who leaves is finishing it, or a reply before it
+            if request.stopping:
+                self._end_early(request, stored, seize=True)
+            else:
+                self._put_back(request)  # somebody who leaves is finishing it, or a reply before it
         else:
             self._done(request)
 
@@ -396,12 +399,15 @@ class AiConsumer:
         if request.reply is not None:
             request.reply.stop()
         elif request.task is None and request.stored is not None and request in self._requests:
-            self._dispatcher.discard(request)
-            request.task = self._spawn(self._stop_waiting(request, request.stored))
+            self._end_early(request, request.stored, seize=False)  # what others have begun ends in its turn
 
-    async def _stop_waiting(self, request: Request, stored: StoredRequest) -> None:
+    def _end_early(self, request: Request, stored: StoredRequest, *, seize: bool) -> None:
+        self._dispatcher.discard(request)
+        request.task = self._spawn(self._stop_unwritten(request, stored, seize=seize))
+
+    async def _stop_unwritten(self, request: Request, stored: StoredRequest, *, seize: bool) -> None:
         try:
-            outcome = await self._stops.stop(request, stored)
+            outcome = await self._stops.stop(request, stored, seize=seize)
             if outcome is not None:
                 await self._publisher.publish(request, outcome)
         except asyncio.CancelledError:
@@ -411,7 +417,7 @@ class AiConsumer:
             request.task = None
         if outcome is not None:
             self._leave(request)
-        elif request.held:  # it has ended elsewhere: what became of it is found out when its turn comes
+        elif request.held:  # what became of it is found out, or ended, when its turn comes
             self._dispatcher.add(request)
             self._wake.set()
         else:

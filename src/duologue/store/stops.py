@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -20,7 +22,7 @@ class Seized(msgspec.Struct, frozen=True):
 
 # Whether it waits is asked by the statement that ends it: a claim that comes first makes it find nothing. It has an
 # attempt of its own like every other end, since that is what clients know repeats by.
-_CANCEL = (
+_CANCEL: Final = (
     sa.update(messages)
     .where(messages.c.id == sa.bindparam("reply_id"), messages.c.state == sa.literal_column("'queued'"))
     .values(
@@ -31,11 +33,12 @@ _CANCEL = (
         completed_at=sa.bindparam("now"),
         updated_at=sa.bindparam("now"),
     )
+    .returning(messages.c.id)
 )
 
 # Unlike a claim it asks for no smaller turns, as whoever wrote it has done that, and heeds no handover: the one who
 # finishes it in peace is the one to be stopped.
-_SEIZE = (
+_SEIZE: Final = (
     sa.update(messages)
     .where(messages.c.id == sa.bindparam("reply_id"), messages.c.state == sa.literal_column("'generating'"))
     .values(
@@ -49,19 +52,21 @@ _SEIZE = (
 )
 
 
-def stop_waiting(conn: Connection, reply_id: str, owner: str, now: int) -> OutcomeRecord | Seized | None:
+def stop_unwritten(
+    conn: Connection, reply_id: str, owner: str, now: int, *, seize: bool
+) -> OutcomeRecord | Seized | None:
     """Stop a reply that this worker does not write.
 
     Args:
         reply_id: which one; `owner` is this worker's name, for people.
         now: milliseconds since the Unix epoch.
+        seize: take it over if another worker has begun it.
 
     Returns:
-        The outcome, empty, of one that nobody had begun, or one that was there before and is not published; the right
-        to complete one that somebody has begun; None if it is gone, or has an outcome that is published.
+        The outcome, empty, of one that nobody had begun, which this call has ended; the right to complete one that
+        somebody has begun; else None.
     """
-    conn.execute(_CANCEL, {"reply_id": reply_id, "now": now})
-    attempt: int | None = conn.scalar(_SEIZE, {"reply_id": reply_id, "by": owner, "now": now})
-    if attempt is not None:
-        return Seized(attempt)
-    return next(iter(outcome(conn, [reply_id])), None)
+    if conn.scalar(_CANCEL, {"reply_id": reply_id, "now": now}) is not None:
+        return outcome(conn, [reply_id])[0]
+    attempt: int | None = conn.scalar(_SEIZE, {"reply_id": reply_id, "by": owner, "now": now}) if seize else None
+    return None if attempt is None else Seized(attempt)

@@ -205,6 +205,21 @@ async def test_stop_of_what_the_earlier_owner_finishes_in_peace_ends_it_now(pipe
     assert await pipeline.answers(1) == [answer]
 
 
+async def test_stop_of_one_of_several_stored_replies_leaves_them_in_their_order(pipeline: Pipeline) -> None:
+    first = await pipeline.consumer()
+    await pipeline.relay()
+    first.appends.pulled = True  # as when the log goes away: what ends is stored, and not published
+    conversation = await pipeline.conversation()
+    said = [await pipeline.say(conversation, content) for content in ("one", "two", "three", "four")]
+    await until(lambda: reply_states(pipeline, ["complete"] * 4))
+    await first.crash()
+    await pipeline.append(pipeline.stop(said[2]), pipeline.stop(said[3]))
+    await pipeline.consumer()
+    answers = await pipeline.answers(4)
+    assert [answer["content"].removeprefix("You said: ") for answer in answers] == ["one", "two", "three", "four"]
+    await _done(pipeline, 6)
+
+
 async def test_stop_survives_a_crash_right_after_it_was_read(pipeline: Pipeline) -> None:
     pause = Pause()
     pipeline.model.play("shown ", pause)

@@ -10,7 +10,7 @@ from duologue.domain.records import MessageSubmitted, RegenerateRequested, Reply
 from duologue.store.deletion import delete_conversation
 from duologue.store.messages import Incoming, Refused, Stored, StoredRequest
 from duologue.store.replies import mark_leaving
-from duologue.store.stops import Seized, stop_waiting
+from duologue.store.stops import Seized, stop_unwritten
 
 
 def _again(ada: Scenario, said: Incoming, attempt: int) -> Incoming:
@@ -86,15 +86,13 @@ async def test_regenerate_of_what_is_not_there_is_refused(ada: Scenario) -> None
 
 async def test_stop_of_a_reply_that_waits_ends_it_empty(ada: Scenario) -> None:
     one, two = await ada.asked("one", "two")
-    stopped = await ada.database.write(stop_waiting, two.reply_id, "me", NOW + 40)
+    stopped = await ada.database.write(stop_unwritten, two.reply_id, "me", NOW + 40, seize=True)
     assert isinstance(stopped, ReplyCompleted)
     assert (stopped.reply_id, stopped.content, stopped.finish_reason) == (two.reply_id, "", "stopped")
     assert (stopped.attempt, stopped.completed_at, stopped.model) == (1, NOW + 40, "")
     assert await ada.claim(two) == []
-    again = await ada.database.write(stop_waiting, two.reply_id, "me", NOW + 50)
-    assert again == stopped  # until it is published
-    await ada.finish(published=[two.reply_id])
-    assert await ada.database.write(stop_waiting, two.reply_id, "me", NOW + 50) is None
+    again = await ada.database.write(stop_unwritten, two.reply_id, "me", NOW + 50, seize=True)
+    assert again is None  # what has an outcome is published in its turn
     assert len(await ada.claim(one)) == 1
 
 
@@ -102,7 +100,8 @@ async def test_stop_of_a_reply_that_somebody_writes_takes_it_over_even_from_one_
     (one,) = await ada.asked("one")
     (held,) = await ada.claim(one)
     await ada.database.write(mark_leaving, {one.reply_id: held.attempt}, 60_000, NOW)
-    assert await ada.database.write(stop_waiting, one.reply_id, "me", NOW) == Seized(2)
+    assert await ada.database.write(stop_unwritten, one.reply_id, "me", NOW, seize=False) is None
+    assert await ada.database.write(stop_unwritten, one.reply_id, "me", NOW, seize=True) == Seized(2)
     assert await ada.finish(ended(held, "too late")) == set()
     assert await ada.finish(ended(held, "shown", "stopped", attempt=2)) == {one.reply_id}
 
@@ -111,7 +110,7 @@ async def test_stop_and_claim_at_the_same_time_leave_one_holder(ada: Scenario) -
     for number in range(20):
         (request,) = await ada.asked(f"message {number}")
         stopped, held = await asyncio.gather(
-            ada.database.write(stop_waiting, request.reply_id, "me", NOW), ada.claim(request)
+            ada.database.write(stop_unwritten, request.reply_id, "me", NOW, seize=True), ada.claim(request)
         )
         if isinstance(stopped, Seized):
             assert stopped.attempt == 2
