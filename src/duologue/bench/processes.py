@@ -34,8 +34,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def program_of(pid: int) -> str:
-    """Return the name of the program that a process runs."""
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    """Return the name of the program that a process runs; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> list[str]:
