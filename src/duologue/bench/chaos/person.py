@@ -99,9 +99,9 @@ class Person:
         if frame.message_id is None:
             return
         if frame.type == "delta" and frame.seq == 1 and device is self.devices[0]:
-            self._maybe_stop(frame.message_id, _STOP_SHARE)
+            self._maybe_stop(frame.message_id, frame.conversation_id, _STOP_SHARE)
         elif frame.type == "ack":
-            self._maybe_stop(frame.message_id, _STOP_AT_ONCE_SHARE)
+            self._maybe_stop(frame.message_id, frame.conversation_id, _STOP_AT_ONCE_SHARE)
         elif frame.type in ("response", "error") and frame.attempt is not None:
             self._on_outcome(frame.message_id, frame.attempt)
             if frame.type == "response" and device is self.devices[0]:
@@ -184,7 +184,9 @@ class Person:
         self._unheard.add(key)
         device.send(frame)
 
-    def _maybe_stop(self, message_id: str, share: float) -> None:
+    def _maybe_stop(self, message_id: str, conversation_id: str | None, share: float) -> None:
+        """Stop a reply now and then. The frame names the conversation, as a client can: a server that has lost its notes
+        with Redis would not find a message that is on the log and not stored yet."""
         key = self._by_message.get(message_id)
         if key is None or message_id in self._stops or self._chance.random() >= share:
             return
@@ -192,7 +194,14 @@ class Person:
         if devices:
             self._stops.add(message_id)
         for number, device in enumerate(devices):
-            device.send({"type": "stop", "id": f"stop.{key}.{number}", "message_id": message_id})
+            device.send(
+                {
+                    "type": "stop",
+                    "id": f"stop.{key}.{number}",
+                    "message_id": message_id,
+                    "conversation_id": conversation_id,
+                }
+            )
 
     def _maybe_regenerate(self, message_id: str, attempt: int, conversation_id: str) -> None:
         key = self._by_message.get(message_id)
