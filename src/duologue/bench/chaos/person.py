@@ -185,8 +185,10 @@ class Person:
         device.send(frame)
 
     def _maybe_stop(self, message_id: str, conversation_id: str | None, share: float) -> None:
-        """Stop a reply now and then. The frame names the conversation, as a client can: a server that has lost its notes
-        with Redis would not find a message that is on the log and not stored yet."""
+        """Stop a reply now and then. The frame names the conversation, as a client can.
+
+        A server that has lost its notes with Redis would not find a message that is on the log and not stored yet.
+        """
         key = self._by_message.get(message_id)
         if key is None or message_id in self._stops or self._chance.random() >= share:
             return
