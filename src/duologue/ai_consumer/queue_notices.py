@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from duologue.ai_consumer.dispatcher import Dispatcher, Line, Waiting
 from duologue.ai_consumer.request import Request
 from duologue.ai_consumer.service_times import ServiceTimes
 from duologue.delivery.stream import UserStreams
+from duologue.domain.tasks import ignore_end
 from duologue.protocol.frames import Queued, encode
 
 SWEEP_SECONDS: Final = 0.25
@@ -117,7 +118,7 @@ class QueueNotices:
     def _tell(self, place: Place) -> None:
         request = place.request
         frame = encode(Queued(message_id=request.message_id, position=place.position, eta_ms=place.eta_ms))
-        self._streams.publish(request.user, frame).add_done_callback(ignored)
+        self._streams.publish(request.user, frame).add_done_callback(ignore_end)
 
 
 def _is_due(place: Place, now: float) -> bool:
@@ -133,9 +134,3 @@ def _is_due(place: Place, now: float) -> bool:
 
 def _told_at(place: Place) -> float:
     return place.request.noticed_at
-
-
-def ignored(future: asyncio.Future[Any]) -> None:
-    """Take the end of a call of which nothing depends: that Redis is away is reported elsewhere."""
-    if not future.cancelled():
-        future.exception()

@@ -18,7 +18,7 @@ from duologue.ai_consumer.live_text import Pace
 from duologue.ai_consumer.load import LoadFigures
 from duologue.ai_consumer.outcomes import echo_frame
 from duologue.ai_consumer.publisher import Publisher
-from duologue.ai_consumer.queue_notices import QueueNotices, ignored
+from duologue.ai_consumer.queue_notices import QueueNotices
 from duologue.ai_consumer.reply import Reply, Writing
 from duologue.ai_consumer.request import Request, Requests
 from duologue.ai_consumer.service_times import ServiceTimes
@@ -41,6 +41,7 @@ from duologue.domain.records import (
     StopRequested,
     decode_incoming,
 )
+from duologue.domain.tasks import ignore_end
 from duologue.engines.redis import RedisCommandError
 from duologue.llm.choice import ModelChain
 from duologue.llm.retry import RetryPolicy
@@ -466,7 +467,7 @@ class AiConsumer:
         """Nothing is to be done for a request: no outcome of it will take it off its user's messages without one."""
         self._leave(request)
         request.delivery.done()
-        self._streams.withdraw(request.user, request.message_id).add_done_callback(ignored)
+        self._streams.withdraw(request.user, request.message_id).add_done_callback(ignore_end)
 
     def _forget(self, request: Request) -> None:
         self._requests.forget(request)

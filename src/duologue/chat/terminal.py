@@ -14,10 +14,11 @@ import aiohttp
 
 from duologue.chat.guest_name import guest_name
 from duologue.chat.keyboard import Keyboard
-from duologue.chat.options import ChatOptions, checked_user, connection_options, server_address
+from duologue.chat.options import ChatOptions, checked_user, connection_options
 from duologue.chat.screen import Screen, write
 from duologue.chat.script import answer_once, read_message
 from duologue.chat.session import ChatSession, Leave, Switch, explain
+from duologue.client.address import server_address
 from duologue.client.connection import ClientConnection
 from duologue.client.http_api import HttpApi
 from duologue.client.tokens import GuestTokens, TokenFile

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from duologue.auth.secret import checked_secret, kept_secret
 from duologue.auth.tokens import TokenIssuer
+from duologue.client.address import server_address
 from duologue.config import Settings, load_settings, local_url
 from duologue.domain.errors import StartRefused
 from duologue.domain.ids import is_valid_user_id
@@ -32,10 +33,10 @@ def access(url: str, token: str, *, lifetime_seconds: int = 3600) -> Access:
         StartRefused: `url` is no address, the settings are not valid, or there is no secret to sign a token with.
     """
     if url and token:
-        return Access(_address(url), token)
+        return Access(server_address(url), token)
     settings = load_settings()
     return Access(
-        _address(url) if url else local_url(settings.host, settings.port),
+        server_address(url) if url else local_url(settings.host, settings.port),
         token or operator_token(settings, operator_name(), lifetime_seconds=lifetime_seconds),
     )
 
@@ -65,11 +66,3 @@ def operator_name() -> str:
     except (OSError, KeyError):  # a user without a name, as in some containers
         name = ""
     return name or "operator"
-
-
-def _address(url: str) -> str:
-    address = (url if "://" in url else f"http://{url}").rstrip("/")
-    scheme, _, host = address.partition("://")
-    if scheme not in {"http", "https"} or not host or any(character.isspace() for character in host):
-        raise StartRefused(f"{url} is not the address of a server; it looks like http://127.0.0.1:8080.")
-    return address

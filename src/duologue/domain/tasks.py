@@ -1,8 +1,9 @@
-"""Ending tasks."""
+"""Ending tasks, and the ends of futures."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
@@ -15,3 +16,9 @@ async def end_task(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.result()
+
+
+def ignore_end(future: asyncio.Future[Any]) -> None:
+    """Take the end of a call on which nothing depends, as its callback: its failure is reported elsewhere."""
+    if not future.cancelled():
+        future.exception()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Final
+from typing import Final
 
 from duologue.delivery.stream import UserStreams
 from duologue.domain.errors import Retryable
+from duologue.domain.tasks import ignore_end
 from duologue.protocol.frames import ClientTyping, Typing, encode
 from duologue.websocket_server.places import Author, Places
 
@@ -55,10 +55,4 @@ class TypingNotices:
         except Retryable:
             return
         notice = encode(Typing(role="user", conversation_id=conversation, active=frame.active))
-        self._streams.publish_from(author.identity.user, session_id, notice).add_done_callback(_ignore)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """A notice is best effort: that Redis is away is reported elsewhere."""
-    if not future.cancelled():
-        future.exception()
+        self._streams.publish_from(author.identity.user, session_id, notice).add_done_callback(ignore_end)

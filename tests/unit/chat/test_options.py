@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from duologue.chat.options import checked_user, server_address
+from duologue.chat.options import checked_user
+from duologue.client.address import server_address
 from duologue.domain.errors import StartRefused
 
 

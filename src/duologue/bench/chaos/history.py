@@ -113,6 +113,10 @@ class Device:
     name: DeviceName
     entries: Iterable[Entry]
 
+    def told(self) -> Iterator[Told]:
+        """Yield what the server sent."""
+        return (entry for entry in self.entries if isinstance(entry, Told))
+
 
 # What the store has
 
@@ -177,6 +181,10 @@ class Happened(msgspec.Struct, frozen=True, kw_only=True):
     ended: float
     healed: float | None = None
     exit_code: int | None = None
+
+    def meets(self, begin: float, end: float) -> bool:
+        """Tell whether something of it, its healing included, falls between two times."""
+        return self.began < end and (self.healed or self.ended) > begin
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):

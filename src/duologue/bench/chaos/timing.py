@@ -96,13 +96,9 @@ def _of_device(device: Device, kills: Sequence[Happened], faults: Sequence[Happe
                     message_id=message_id,
                     fault=kill.number,
                     seconds=entry.at - kill.began,
-                    lone=not any(each is not kill and _meets(each, kill.began, entry.at) for each in faults),
+                    lone=not any(each is not kill and each.meets(kill.began, entry.at) for each in faults),
                 )
     return found
-
-
-def _meets(fault: Happened, begin: float, end: float) -> bool:
-    return fault.began < end and (fault.healed or fault.ended) > begin
 
 
 def _of_attempt(frame: Frame) -> bool:

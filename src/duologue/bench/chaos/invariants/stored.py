@@ -17,10 +17,6 @@ _MOST_TAKEOVERS = 5
 _TRIES_SECONDS = 90.0
 
 
-def _told(device: Device) -> Iterator[Told]:
-    return (entry for entry in device.entries if isinstance(entry, Told))
-
-
 def _sent(history: History, kind: str) -> Iterator[tuple[Device, Frame]]:
     for device in history.devices:
         for entry in device.entries:
@@ -35,7 +31,7 @@ def an_acknowledged_message_is_stored_once(history: History) -> Evidence:
     contents = {asked.message_id: asked.content for asked in history.questions}
     said = {(device.name.user_id, frame.id): frame.content for device, frame in _sent(history, "message")}
     for device in history.devices:
-        for entry in _told(device):
+        for entry in device.told():
             frame = entry.frame
             key = (device.name.user_id, frame.id or "")
             if frame.type not in ("ack", "echo") or key not in said:
@@ -78,7 +74,7 @@ def every_accepted_regeneration_has_one_outcome(history: History) -> Evidence:
         if frame.message_id is not None
     }
     for device in history.devices:
-        for entry in _told(device):
+        for entry in device.told():
             frame = wanted.get((device.name.user_id, entry.frame.id or ""))
             if entry.frame.type != "ack" or frame is None:
                 continue

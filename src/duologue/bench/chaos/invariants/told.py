@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from duologue.bench.chaos.history import Closed, Device, Frame, Happened, History, Opened, Told
@@ -104,7 +104,7 @@ def _late_repeats(device: Device, hanging: list[Happened]) -> Evidence:
             continue
         first = told.setdefault(event.position, event.at)
         due = first + _REPEAT_SECONDS + _REPEAT_SLACK_SECONDS
-        if first < event.at and broken > due and not any(_meets(fault, first, broken) for fault in hanging):
+        if first < event.at and broken > due and not any(fault.meets(first, broken) for fault in hanging):
             words = f"{event.frame.event_id} again, which came {broken - first:.0f} s before the connection broke"
             yield f"{device.name.name}: {words}", event.at
         told[event.position] = event.at
@@ -113,10 +113,6 @@ def _late_repeats(device: Device, hanging: list[Happened]) -> Evidence:
 def _keeps_cursors_back(fault: Happened) -> bool:
     """While Redis or the server hangs or is away, the cursor cannot move."""
     return fault.target.startswith(("valkey", "websocket-server", "duologue", "everything"))
-
-
-def _meets(fault: Happened, begin: float, end: float) -> bool:
-    return fault.began < end and (fault.healed or fault.ended) > begin
 
 
 @invariant
@@ -181,7 +177,7 @@ def nothing_of_a_fenced_attempt_is_shown(history: History) -> Evidence:
     versions = {(reply.message_id, reply.attempt) for reply in history.replies}
     for device in history.devices:
         highest: dict[str, int] = {}
-        for event in _frames(device):
+        for event in device.told():
             frame = event.frame
             if frame.type not in _OF_AN_ATTEMPT or frame.message_id is None or frame.attempt is None:
                 continue
@@ -191,10 +187,6 @@ def nothing_of_a_fenced_attempt_is_shown(history: History) -> Evidence:
                 words = f"{frame.type} of {frame.message_id}, attempt {frame.attempt}, after one of attempt {known}"
                 yield f"{device.name.name}: {words}", event.at
             highest[frame.message_id] = max(known, frame.attempt)
-
-
-def _frames(device: Device) -> Iterable[Told]:
-    return (entry for entry in device.entries if isinstance(entry, Told))
 
 
 class _Text:
@@ -253,7 +245,7 @@ def the_text_shown_is_the_stored_reply(history: History) -> Evidence:
     stored = {(reply.message_id, reply.attempt): reply for reply in history.replies if reply.ended}
     for device in history.devices:
         shown: dict[str, _Text] = {}
-        for entry in _frames(device):
+        for entry in device.told():
             frame = entry.frame
             if frame.message_id is None or frame.attempt is None:
                 continue
@@ -301,7 +293,7 @@ def replies_are_told_in_the_order_of_their_turns(history: History) -> Evidence:
     for device in history.devices:
         last: dict[str, int] = {}
         told: set[tuple[str, int]] = set()
-        for entry in _frames(device):
+        for entry in device.told():
             frame = entry.frame
             key = (frame.message_id or "", frame.attempt or 0)
             reply = turns.get(key)
