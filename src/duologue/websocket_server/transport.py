@@ -20,6 +20,9 @@ EXTENSION: Final = "duologue.transport"
 _WHOLE_TEXT: Final = 0x81
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
+GOODBYE_SECONDS: Final = 1.0
+"""How long the end of the process may wait for a peer to answer a close: less than uvicorn waits for tasks."""
+
 LINGER_SECONDS: Final = 5.0
 """How long a connection that is done with may wait for its peer to read the rest, or to end what it is sending."""
 
@@ -98,6 +101,14 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self.close_timer.cancel()
         left = failed_at + LINGER_SECONDS - self.loop.time()
         self.close_timer = self.loop.call_later(min(SILENCE_SECONDS, max(left, 0)), self.transport.close)
+
+    def shutdown(self) -> None:
+        # As above: what a peer sends before it has read that it is closed must not meet a connection that is gone.
+        if self.close_sent and self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(GOODBYE_SECONDS, self.transport.close)
+        else:
+            super().shutdown()
 
     def write_now(self, text: bytes) -> bool:
         """See `Transport.write_now`."""

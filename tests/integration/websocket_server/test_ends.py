@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests.support.edge import Edge, eventually, running_edge, user
+from tests.support.socket_client import WAIT_SECONDS
 from websockets.exceptions import InvalidStatus
 
 from duologue.delivery.probe import Echo
@@ -116,6 +119,66 @@ async def test_drain_closes_with_1012_and_sends_new_sockets_elsewhere(edge: Edge
         async with edge.connect(token, greeted=False):
             pass
     assert refused.value.response.status_code == 503
+
+
+async def _bare_socket(edge: Edge) -> socket.socket:
+    """Return a socket that was upgraded and answers nothing by itself."""
+    loop = asyncio.get_running_loop()
+    bare = socket.create_connection(_address(edge))
+    bare.setblocking(False)
+    token = await edge.token("ann")
+    lines = (
+        f"GET /ws?token={token} HTTP/1.1",
+        "Host: localhost",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+    )
+    await loop.sock_sendall(bare, "\r\n".join((*lines, "", "")).encode())
+    received = b""
+    while b'"type":"connection"' not in received:
+        received += await loop.sock_recv(bare, 65_536)
+    return bare
+
+
+def _address(edge: Edge) -> tuple[str, int]:
+    where = urlsplit(edge.url)
+    assert where.hostname is not None
+    assert where.port is not None
+    return where.hostname, where.port
+
+
+def _is_refused(edge: Edge) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(_address(edge)) != 0
+
+
+async def test_process_that_ends_still_reads_what_comes_before_the_answer_to_its_close(
+    valkey: str, tmp_path: Path
+) -> None:
+    running, stop = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        async with running_edge(valkey, tmp_path) as edge:
+            edges.append(edge)
+            running.set()
+            await stop.wait()
+
+    edges: list[Edge] = []
+    loop = asyncio.get_running_loop()
+    process = asyncio.create_task(run())
+    await running.wait()
+    with await _bare_socket(edges[0]) as peer:
+        stop.set()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while b"\x88\x02\x03\xf4" not in await loop.sock_recv(peer, 65_536):  # the close with 1012
+                pass
+            await eventually(lambda: _is_refused(edges[0]))
+            await loop.sock_sendall(peer, b"\x81\x82" + bytes(4) + b"{}")
+            await loop.sock_sendall(peer, b"\x88\x82" + bytes(4) + b"\x03\xf4")  # would break on a connection reset
+            assert await loop.sock_recv(peer, 65_536) == b""
+            await process
 
 
 class _HeldProducer:
