@@ -144,7 +144,9 @@ class Settings(BaseSettings):
     model_silence_timeout_seconds: float = _setting(20.0, "Longest silence between tokens.", "Model", gt=0)
     model_total_timeout_seconds: float = _setting(300.0, "Longest time for a whole reply.", "Model", gt=0)
     model_max_tries: int = _setting(7, "Tries at one model for one reply at most.", "Model", ge=1)
-    model_retry_seconds: float = _setting(60.0, "Time after which no further try at that model begins.", "Model", gt=0)
+    model_retry_seconds: float = _setting(
+        60.0, "Time from a model's first failure after which no further try at it begins.", "Model", gt=0
+    )
     model_breaker_failure_share: float = _setting(
         0.8,
         "Share of failed tries, among those of the last minute, from which a provider is left alone for a while.",

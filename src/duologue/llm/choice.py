@@ -91,7 +91,7 @@ class Step(NamedTuple):
 
 @dataclass(slots=True)
 class _Standing:
-    """A candidate: when it was turned to for the first time, its tries so far, and when the next may be made."""
+    """A candidate: when it first failed or was held back, its tries so far, and when the next may be made."""
 
     candidate: Candidate
     since: float | None = None
@@ -105,10 +105,12 @@ _NOT_AVAILABLE = "the language model is not available"
 class ModelChoice:
     """The way of one reply through its candidates.
 
-    Each has the tries and the time of `policy`, from when it is turned to first. One that is exhausted, whose key
-    is refused or that is unknown is left for good; one whose breaker lets nothing through is left at once for the next,
-    and stays a candidate. If no breaker lets anything through, the reply waits for the first that will, as long
-    as that candidate's time allows. A request refused for itself ends it all.
+    Each has the tries of `policy`, and its time from when it first fails or is held back: an answer that breaks off
+    late is worth another try as well, and so is one that a process which was stopped for a while has missed. One
+    that is exhausted, whose key is refused or that is unknown is left for good; one whose breaker lets nothing
+    through is left at once for the next, and stays a candidate. If no breaker lets anything through, the reply
+    waits for the first that will, as long as that candidate's time allows. A request refused for itself ends it
+    all.
 
     Args:
         candidates: at least one, in their order.
@@ -133,7 +135,6 @@ class ModelChoice:
         self._draw = draw
         self._left = [_Standing(candidate) for candidate in candidates]
         self._at = self._left[0]
-        self._at.since = clock()
         self._failure: ModelFailure | None = None
 
     @property
@@ -152,6 +153,7 @@ class ModelChoice:
 
     def held_back(self) -> Step:
         """Return what follows as no request may leave to the candidate."""
+        self._begin_time(self._at)
         refusal = self.candidate.provider.breaker.refusal
         if refusal is None:
             return self._turn("breaker_open")
@@ -161,6 +163,7 @@ class ModelChoice:
         """Take how a try at the candidate failed, and return what follows."""
         at = self._at
         at.tries += 1
+        self._begin_time(at)
         delay = self._policy.next_delay(at.tries, self._elapsed(at), failure, self._draw)
         if delay is not None:
             self._keep(failure)
@@ -185,8 +188,6 @@ class ModelChoice:
         if not fitting:
             return Step("given_up")
         chosen, seconds = min(fitting, key=lambda pair: pair[1])
-        if chosen.since is None:
-            chosen.since = self._clock()
         action: Action = "retry" if chosen is self._at else "next_model"
         self._at = chosen
         return Step(action, seconds, reason if action == "next_model" else None)
@@ -200,6 +201,10 @@ class ModelChoice:
 
     def _has_time(self, standing: _Standing, wait: float) -> bool:
         return self._elapsed(standing) + wait <= self._policy.total_seconds
+
+    def _begin_time(self, standing: _Standing) -> None:
+        if standing.since is None:
+            standing.since = self._clock()
 
     def _elapsed(self, standing: _Standing) -> float:
         return 0.0 if standing.since is None else self._clock() - standing.since

@@ -17,7 +17,7 @@ class RetryPolicy:
 
     Attributes:
         max_tries: at one reply, the first included.
-        total_seconds: from the first try's begin; no further try begins after it.
+        total_seconds: from the first failure; no further try begins after it.
         base_seconds: upper end of the first delay; each later one's is twice its predecessor's.
         max_delay_seconds: upper end of every drawn delay; what a provider asks for may be longer.
     """
@@ -34,7 +34,7 @@ class RetryPolicy:
 
         Args:
             tries_made: those that failed, at least 1.
-            elapsed_seconds: since the first try began.
+            elapsed_seconds: since the first failure.
             error: of the latest try; only a `Retryable` is repeated.
             random: draws from [0, 1).
 

@@ -78,12 +78,19 @@ def test_exhausted_model_is_followed_by_the_next_at_once_with_tries_of_its_own(b
 
 
 def test_model_out_of_time_is_followed_by_the_next_with_a_time_of_its_own(bench: Bench) -> None:
-    bench.now = 61.0
-    assert bench.choice.failed(UNWELL).reason == "exhausted"
-    bench.now = 120.0
     assert bench.choice.failed(UNWELL).action == "retry"
-    bench.now = 121.1
+    bench.now = 60.1
+    assert bench.choice.failed(UNWELL).reason == "exhausted"
+    bench.now = 100.0
+    assert bench.choice.failed(UNWELL).action == "retry"
+    bench.now = 160.1
     assert bench.choice.failed(UNWELL).action == "given_up"
+
+
+def test_answer_that_breaks_off_after_longer_than_the_time_is_tried_again(bench: Bench) -> None:
+    bench.now = 300.0
+    assert bench.choice.failed(UNWELL) == Step("retry", 0.0)
+    assert bench.at == "a"
 
 
 def test_wait_that_a_provider_asks_for_is_waited_for_or_too_long(bench: Bench) -> None:
@@ -151,6 +158,8 @@ def test_open_breaker_of_the_only_model_is_waited_for() -> None:
 
 def test_open_breaker_beyond_the_time_of_the_only_model_gives_up() -> None:
     bench = Bench("a")
+    bench.open("a")
+    assert bench.choice.held_back().action == "retry"
     bench.now = 55.0
     bench.open("a")
     assert bench.choice.held_back() == Step("given_up")
@@ -178,9 +187,8 @@ def test_model_that_was_passed_over_is_asked_when_the_others_are_exhausted(bench
 
 def test_model_that_was_passed_over_keeps_the_time_that_it_had(bench: Bench) -> None:
     bench.open("a")
-    bench.now = 9.0
     bench.choice.held_back()
-    bench.now = 61.0
+    bench.now = 60.1
     assert _after(bench.choice, [UNWELL] * TRIES)[-1] == Step("given_up")
 
 
