@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from duologue.log.dead_letters import storable_origin, storable_record
+from duologue.log.dead_letters import storable_record
 from duologue.log.port import LogRecord
 from duologue.store.dead_letters import DeadLetter
 from duologue.store.messages import StoredRequest
-
-
-def dead_letter(record: LogRecord, *, error: str, cause: str, at: int) -> DeadLetter:
-    """Return what is kept of a record that could not be processed; `at` is when, milliseconds since the Unix epoch."""
-    return DeadLetter(
-        **storable_record(record, error),
-        **storable_origin(record),
-        cause=cause,
-        tries=1,
-        first_at=at,
-        last_at=at,
-    )
 
 
 def letter_of_failure(

@@ -11,7 +11,6 @@ import structlog
 
 from duologue.ai_consumer.answering import Answering
 from duologue.ai_consumer.completer import Completer
-from duologue.ai_consumer.dead_letters import dead_letter
 from duologue.ai_consumer.dispatcher import Dispatcher
 from duologue.ai_consumer.leaving import Leaving
 from duologue.ai_consumer.live_text import Pace
@@ -46,7 +45,7 @@ from duologue.engines.redis import RedisCommandError
 from duologue.llm.choice import ModelChain
 from duologue.llm.retry import RetryPolicy
 from duologue.log.committer import Delivery, Holding
-from duologue.log.dead_letters import DeadLetterBox
+from duologue.log.dead_letters import DeadLetterBox, unprocessed
 from duologue.log.intake import Intake
 from duologue.log.port import Log, LogRecord, Partition
 from duologue.log.role_tasks import RoleTasks, role_tasks
@@ -59,7 +58,7 @@ from duologue.observability.metrics import (
     STORE_SECONDS,
 )
 from duologue.store.database import Database, StoreRefused
-from duologue.store.dead_letters import keep_dead_letter
+from duologue.store.dead_letters import DeadLetter, keep_dead_letter
 from duologue.store.messages import Refused, Stored, StoredRequest
 from duologue.store.replies import Claimed
 
@@ -478,7 +477,7 @@ class AiConsumer:
         return self._tasks.spawn(work)
 
     async def _keep(self, record: LogRecord, error: str, cause: str) -> None:
-        letter = dead_letter(record, error=error, cause=cause, at=self._clock())
+        letter = DeadLetter(**unprocessed(record, error=error, cause=cause, at=self._clock()))
         await self._database.write(keep_dead_letter, letter)
 
     async def _on_poisoned_echo(self, user: UserKey, frame: DurableFrame, error: RedisCommandError) -> None:

@@ -129,6 +129,28 @@ def storable_record(record: LogRecord, error: str) -> StorableRecord:
     )
 
 
+class Unprocessed(StorableRecord, StorableOrigin):
+    """All that the store keeps of a record that could not be processed, once tried."""
+
+    cause: str
+    tries: int
+    first_at: int
+    last_at: int
+
+
+def unprocessed(record: LogRecord, *, error: str, cause: str, at: int) -> Unprocessed:
+    """Return what the store keeps of a record that could not be processed; `at` is when, milliseconds since the Unix
+    epoch."""
+    return Unprocessed(
+        **storable_record(record, error),
+        **storable_origin(record),
+        cause=cause,
+        tries=1,
+        first_at=at,
+        last_at=at,
+    )
+
+
 def storable_origin(record: LogRecord) -> StorableOrigin:
     """Return what a record is about, as far as its bytes tell."""
     origin = origin_of(record.value)

@@ -19,7 +19,7 @@ from duologue.domain.ids import UserKey
 from duologue.domain.records import RESPONSES_TOPIC, OutcomeRecord, decode_outcome
 from duologue.engines.redis import RedisCommandError
 from duologue.log.committer import Delivery, Holding
-from duologue.log.dead_letters import DeadLetterBox, storable_origin, storable_record
+from duologue.log.dead_letters import DeadLetterBox, unprocessed
 from duologue.log.intake import Intake
 from duologue.log.port import Log, LogRecord, Partition
 from duologue.log.role_tasks import RoleTasks, role_tasks
@@ -149,13 +149,5 @@ class MessageRelay:
             self._tasks.spawn(self._box.bury(delivery, error, cause))
 
     async def _keep(self, record: LogRecord, error: str, cause: str) -> None:
-        now = self._clock()
-        letter = DeadLetter(
-            **storable_record(record, error),
-            **storable_origin(record),
-            cause=cause,
-            tries=1,
-            first_at=now,
-            last_at=now,
-        )
+        letter = DeadLetter(**unprocessed(record, error=error, cause=cause, at=self._clock()))
         await self._database.write(keep_dead_letter, letter)

@@ -95,8 +95,8 @@ class _View(msgspec.Struct):
     """What a batch meets in the store, kept up to date while its records enter one by one."""
 
     threads: dict[str, _Thread]
-    standing: dict[str, Stored]
     versions: dict[str, list[StoredRequest]]
+    deleted: set[str]
     deleted_users: set[str]
 
     def enter(self, record: MessageSubmitted | RegenerateRequested) -> Stored:
@@ -104,22 +104,19 @@ class _View(msgspec.Struct):
         thread = self.threads.get(record.conversation_id)
         if thread is None:
             return Refused(record.message_id, self._reason_without_conversation(record))
-        if reason := _refusal(record, thread):
+        versions = self.versions.get(record.message_id, [])
+        if reason := self._refusal(record, thread, versions):
             return Refused(record.message_id, reason)
-        known = self.standing.get(record.message_id)
-        if isinstance(known, StoredRequest) and known.conversation_id != record.conversation_id:
-            return Refused(record.message_id, "other_conversation")
         if isinstance(record, RegenerateRequested):
-            return known if isinstance(known, Refused) else self._regenerate(record, thread)
-        if known is not None:
-            return known
+            return self._regenerate(record, versions, thread)
+        if versions:
+            return versions[0]
         request = _draw(record, thread)
-        self.standing[record.message_id] = msgspec.structs.replace(request, fresh=False)
+        self.versions[record.message_id] = [msgspec.structs.replace(request, fresh=False)]
         return request
 
-    def _regenerate(self, record: RegenerateRequested, thread: _Thread) -> Stored:
+    def _regenerate(self, record: RegenerateRequested, versions: Sequence[StoredRequest], thread: _Thread) -> Stored:
         """Ask for another version, if the one that the record names has ended and nobody has asked already."""
-        versions = self.versions.get(record.message_id, [])
         if not versions:
             return Refused(record.message_id, "message_unknown")
         for version, successor in zip(versions, [*versions[1:], None], strict=True):
@@ -146,17 +143,23 @@ class _View(msgspec.Struct):
         self.versions[record.message_id].append(msgspec.structs.replace(request, fresh=False))
         return request
 
+    def _refusal(
+        self, record: MessageSubmitted | RegenerateRequested, thread: _Thread, versions: Sequence[StoredRequest]
+    ) -> RefusedReason | None:
+        """Tell why a record's conversation does not take it: None if it does (rules Users, Conversations)."""
+        if thread.uid != record.uid:
+            return "conversation_unknown"
+        if thread.user_deleted:
+            return "user_deleted"
+        if thread.deleted:
+            return "conversation_deleted"
+        if record.message_id in self.deleted:
+            return "message_deleted"
+        other = versions and versions[0].conversation_id != record.conversation_id
+        return "other_conversation" if other else None
+
     def _reason_without_conversation(self, record: MessageSubmitted | RegenerateRequested) -> RefusedReason:
         return "user_deleted" if record.uid in self.deleted_users else "conversation_unknown"
-
-
-def _refusal(record: MessageSubmitted | RegenerateRequested, thread: _Thread) -> RefusedReason | None:
-    """Tell why a record's conversation does not take it: None if it does (rules Users, Conversations)."""
-    if thread.uid != record.uid:
-        return "conversation_unknown"
-    if thread.user_deleted:
-        return "user_deleted"
-    return "conversation_deleted" if thread.deleted else None
 
 
 _LOCK: Final = Prepared(
@@ -211,7 +214,6 @@ _STANDING: Final = (
     .join(_reply, _reply.c.reply_to == messages.c.id)
     .join(users, users.c.id == messages.c.user_id)
 )
-_FIRST_REQUESTS: Final = _STANDING.where(is_one_of(messages.c.id), _reply.c.generation == 1)
 _VERSIONS: Final = _STANDING.where(is_one_of(messages.c.id)).order_by(messages.c.id, _reply.c.generation)
 
 _INSERTED: Final = (
@@ -267,10 +269,11 @@ def store_messages(conn: Connection, batch: Sequence[Incoming], now: int) -> lis
     # Locked first and in one order: two consumers that store for the same conversations cannot deadlock, and what
     # is read below cannot change before the commit (rule Order).
     threads = _lock_threads(conn, {incoming.record.conversation_id for incoming in batch})
+    versions, deleted = _standing(conn, [incoming.record.message_id for incoming in batch])
     view = _View(
         threads=threads,
-        standing=_standing(conn, [incoming.record.message_id for incoming in batch]),
-        versions=_versions(conn, batch),
+        versions=versions,
+        deleted=deleted,
         deleted_users=_deleted_strangers(conn, batch, threads),
     )
     rows: list[dict[str, Any]] = []
@@ -288,24 +291,15 @@ def _lock_threads(conn: Connection, ids: Iterable[str]) -> dict[str, _Thread]:
     return {row[0]: _Thread(*row) for row in _LOCK.rows(conn, {"ids": list(ids)})}
 
 
-def _standing(conn: Connection, message_ids: Sequence[str]) -> dict[str, Stored]:
-    """Return what is known of these messages: nothing in the common case, at the price of one statement."""
+def _standing(conn: Connection, message_ids: Sequence[str]) -> tuple[dict[str, list[StoredRequest]], set[str]]:
+    """Return all requests for answers to those of these messages that are stored, by generation, and which of them were
+    deleted: nothing in the common case, at the price of one statement."""
     known = _KNOWN.rows(conn, {"ids": message_ids})
-    standing: dict[str, Stored] = {row[0]: Refused(row[0], "message_deleted") for row in known if row[1]}
-    if stored := [row[0] for row in known if not row[1]]:
-        for row in conn.execute(_FIRST_REQUESTS, {"ids": stored}).mappings():
-            standing[row["message_id"]] = StoredRequest(**row)
-    return standing
-
-
-def _versions(conn: Connection, batch: Sequence[Incoming]) -> dict[str, list[StoredRequest]]:
-    """Return all requests for answers to the messages that are to be answered again, by generation."""
-    wanted = [each.record.message_id for each in batch if isinstance(each.record, RegenerateRequested)]
     versions: dict[str, list[StoredRequest]] = {}
-    if wanted:
-        for row in conn.execute(_VERSIONS, {"ids": wanted}).mappings():
+    if stored := [row[0] for row in known if not row[1]]:
+        for row in conn.execute(_VERSIONS, {"ids": stored}).mappings():
             versions.setdefault(row["message_id"], []).append(StoredRequest(**row))
-    return versions
+    return versions, {row[0] for row in known if row[1]}
 
 
 def _deleted_strangers(conn: Connection, batch: Sequence[Incoming], threads: dict[str, _Thread]) -> set[str]:

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 from tests.support.pipeline import Pipeline, until
 
-from duologue.ai_consumer.dead_letters import dead_letter
 from duologue.api.replays import Replays
 from duologue.delivery.stream import Applied, DurableFrame
 from duologue.domain.clock import wall_clock
@@ -15,8 +14,10 @@ from duologue.domain.ids import UserKey
 from duologue.domain.records import INCOMING_TOPIC, RESPONSES_TOPIC, MessageSubmitted, encode
 from duologue.engines.redis import RedisCommandError
 from duologue.llm.port import ModelRefused
+from duologue.log.dead_letters import unprocessed
 from duologue.log.port import LogRecord, Partition
 from duologue.store.dead_letters import (
+    DeadLetter,
     DeadLetterFilter,
     DeadLetterSummary,
     begin_replay,
@@ -126,7 +127,9 @@ async def test_replay_of_a_record_that_can_be_read_by_now_is_answered(pipeline: 
     await pipeline.relay()
     await pipeline.consumer()
     message = pipeline.message(await pipeline.conversation(), "hello")
-    letter = dead_letter(_record(encode(message)), error="of a newer version", cause="unreadable", at=wall_clock())
+    letter = DeadLetter(
+        **unprocessed(_record(encode(message)), error="of a newer version", cause="unreadable", at=wall_clock())
+    )
     await pipeline.database.write(keep_dead_letter, letter)
     (kept,) = await _letters(pipeline, 1)
     await _replays(pipeline).replay(kept.id, by="eve", correlation_id="replay")
