@@ -7,17 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import structlog
-
 from duologue.ai_consumer.dispatcher import Dispatcher
 from duologue.ai_consumer.request import Request
 from duologue.ai_consumer.service_times import ServiceTimes
-from duologue.delivery.load import REPORT_SECONDS, LoadBoard, LoadReport
+from duologue.delivery.load import LoadBoard, LoadReport, keep_current
 from duologue.domain.errors import DuologueError
 from duologue.log.intake import Intake
-from duologue.observability.metrics import EXPECTED_WAIT_SECONDS, LOOP_FAILURES, UNREAD_RECORDS
-
-_log = structlog.get_logger(__name__)
+from duologue.observability.metrics import EXPECTED_WAIT_SECONDS, UNREAD_RECORDS
 
 _LOOK_SECONDS: Final = 5.0
 
@@ -59,15 +55,7 @@ class LoadFigures:
 
     async def run(self) -> None:
         """Report until cancelled. What was said last stands until others report on the same partitions."""
-        while True:
-            try:
-                await self._report()
-            except DuologueError as error:
-                _log.debug("load_not_reported", error=str(error))
-            except Exception:  # noqa: BLE001 - the edge of this loop: reported, and the next figures are tried
-                LOOP_FAILURES.labels("load").inc()
-                _log.exception("load_not_reported")
-            await asyncio.sleep(REPORT_SECONDS)
+        await keep_current(self._report, failed="load_not_reported")
 
     async def _report(self) -> None:
         await self._look_at_log()

@@ -11,12 +11,13 @@ from duologue.ai_consumer.tries import Asking, Tries
 from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import Clock, wall_clock
 from duologue.domain.ids import UserKey
+from duologue.domain.records import Usage
 from duologue.llm.port import Finished, ModelRefused, ModelTemporaryError
 from duologue.log.until_done import until_done
 from duologue.observability.metrics import FENCED, MODEL_TOKENS
 from duologue.store.database import Database
 from duologue.store.messages import StoredRequest
-from duologue.store.outcomes import Completion, ReplyError
+from duologue.store.outcomes import Completion, Outcome, ReplyError
 from duologue.store.replies import Claimed, advance_attempt, read_claims
 
 _PROMPT_TOKENS: Final = MODEL_TOKENS.labels("prompt")
@@ -120,29 +121,11 @@ class Reply:
 
     def stopped(self, text: str) -> Completion:
         """Return the completion of a reply that was stopped when this was written."""
-        now = self._writing.clock()
-        return Completion(
-            reply_id=self.request.reply_id,
-            attempt=self.attempt,
-            state="stopped",
-            completed_at=now,
-            content=text,
-            model=self._tries.model,
-            finish_reason="stopped",
-            processing_time_ms=now - self.began,
-        )
+        return self._ended("stopped", content=text, model=self._tries.model, finish_reason="stopped")
 
     def failed(self, error: ReplyError) -> Completion:
         """Return the completion of a reply that failed."""
-        now = self._writing.clock()
-        return Completion(
-            reply_id=self.request.reply_id,
-            attempt=self.attempt,
-            state="failed",
-            completed_at=now,
-            error=error,
-            processing_time_ms=now - self.began,
-        )
+        return self._ended("failed", error=error)
 
     async def _until_outcome(self) -> Completion:
         try:
@@ -172,16 +155,35 @@ class Reply:
         if finished.usage is not None:
             _PROMPT_TOKENS.inc(finished.usage.prompt_tokens)
             _COMPLETION_TOKENS.inc(finished.usage.completion_tokens)
-        now = self._writing.clock()
-        return Completion(
-            reply_id=self.request.reply_id,
-            attempt=self.attempt,
-            state="complete",
-            completed_at=now,
+        return self._ended(
+            "complete",
             content=self._live.text,
             model=finished.model,
             finish_reason=finished.finish_reason,
             usage=finished.usage,
+        )
+
+    def _ended(
+        self,
+        state: Outcome,
+        *,
+        content: str = "",
+        model: str | None = None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        error: ReplyError | None = None,
+    ) -> Completion:
+        now = self._writing.clock()
+        return Completion(
+            reply_id=self.request.reply_id,
+            attempt=self.attempt,
+            state=state,
+            completed_at=now,
+            content=content,
+            model=model,
+            finish_reason=finish_reason,
+            usage=usage,
+            error=error,
             processing_time_ms=now - self.began,
         )
 

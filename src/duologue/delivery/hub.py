@@ -18,6 +18,7 @@ from duologue.delivery.stream import AttachReply, UserStreams
 from duologue.delivery.tasks import Tasks
 from duologue.domain.errors import DuologueError, RedisUnavailable
 from duologue.domain.ids import UserKey
+from duologue.domain.tasks import spread
 from duologue.engines.redis import Subscription
 from duologue.observability import metrics
 
@@ -30,7 +31,8 @@ _FIRST_DELAY_SECONDS: Final = 0.05
 _LONGEST_DELAY_SECONDS: Final = 1.0
 _PROBES_UNHEARD: Final = 2
 """In a row, for the subscription to count as dead: a process that was stopped for a while finds the first too late."""
-_CLOSE_INTERVAL_SECONDS: Final = 0.01
+CLOSE_INTERVAL_SECONDS: Final = 0.01
+"""Between two sockets of a server that are closed together, as long as all of them fit into the time for it."""
 _CLOSE_SPREAD_SECONDS: Final = 2.0
 """Within which all sockets are closed whose feed is lost, so that not all of them come to the next server at once."""
 
@@ -412,7 +414,5 @@ class Hub:
         self._deaf = True
         self._subscription.renew("what Redis publishes does not come")
         sockets = list(self._attachments)
-        pause = min(_CLOSE_INTERVAL_SECONDS, _CLOSE_SPREAD_SECONDS / max(len(sockets), 1))
-        for socket in sockets:
+        async for socket in spread(sockets, pause_seconds=CLOSE_INTERVAL_SECONDS, within_seconds=_CLOSE_SPREAD_SECONDS):
             socket.feed_lost()
-            await asyncio.sleep(pause)

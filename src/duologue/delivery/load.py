@@ -7,13 +7,18 @@ consumer writes itself anew within `REPORT_SECONDS`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import structlog
 
+from duologue.domain.errors import DuologueError
 from duologue.engines.redis import Redis, Script
+from duologue.observability.metrics import LOOP_FAILURES
+
+_log = structlog.get_logger(__name__)
 
 REPORT_SECONDS: Final = 1.0
 """How often figures are written, and read at most."""
@@ -73,6 +78,20 @@ class LoadBoard:
         entries = await self._redis.call("HGETALL", _KEY)
         standings = [found for entry in entries[1::2] if (found := _standing(entry)) is not None]
         return sorted(standings, key=lambda standing: standing.written_at)
+
+
+async def keep_current(exchange: Callable[[], Awaitable[None]], *, failed: str) -> None:
+    """Write or read figures every `REPORT_SECONDS` until cancelled. When it fails (event `failed` of the log), what was
+    written or read last stands."""
+    while True:
+        try:
+            await exchange()
+        except DuologueError as error:
+            _log.debug(failed, error=str(error))
+        except Exception:  # noqa: BLE001 - the edge of this loop: reported, and tried again
+            LOOP_FAILURES.labels("load").inc()
+            _log.exception(failed)
+        await asyncio.sleep(REPORT_SECONDS)
 
 
 def _standing(entry: bytes) -> Standing | None:

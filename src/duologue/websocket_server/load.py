@@ -7,18 +7,16 @@ still knows when to stop if there are no figures any more.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
 
-from duologue.delivery.load import REPORT_SECONDS, LoadBoard, LoadReport, Standing
+from duologue.delivery.load import LoadBoard, LoadReport, Standing, keep_current
 from duologue.delivery.stream import RateLimit, Refusal, UserStreams
 from duologue.domain.errors import DuologueError, Rejected
 from duologue.domain.ids import UserKey
-from duologue.observability.metrics import LOOP_FAILURES
 from duologue.protocol.codes import ErrorCode
 from duologue.websocket_server.admission import rate_limited
 
@@ -104,15 +102,10 @@ class LoadGate:
 
     async def run(self) -> None:
         """Read the figures once a second, until cancelled."""
-        while True:
-            try:
-                self.learn(await self._board.read())
-            except DuologueError as error:
-                _log.debug("load_not_read", error=str(error))
-            except Exception:  # noqa: BLE001 - the edge of this loop: reported, and what was known stands
-                LOOP_FAILURES.labels("load").inc()
-                _log.exception("load_not_read")
-            await asyncio.sleep(REPORT_SECONDS)
+        await keep_current(self._read, failed="load_not_read")
+
+    async def _read(self) -> None:
+        self.learn(await self._board.read())
 
     def learn(self, standings: Sequence[Standing]) -> None:
         """Take in figures, the oldest first. Of a partition that none of them has, what was known stands."""

@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from duologue.auth.tokens import TokenVerifier
 from duologue.config import Settings
-from duologue.delivery.hub import Hub
+from duologue.delivery.hub import CLOSE_INTERVAL_SECONDS, Hub
 from duologue.delivery.stream import RateLimit, UserStreams
 from duologue.domain.clock import Clock, wall_clock
 from duologue.domain.errors import StoreUnavailable
 from duologue.domain.ids import UserKey
+from duologue.domain.tasks import spread
 from duologue.log.port import LogProducer
 from duologue.log.role_tasks import role_tasks
 from duologue.observability.metrics import CONNECTIONS
@@ -34,8 +35,6 @@ from duologue.websocket_server.typing_notices import TypingNotices
 _log = structlog.get_logger(__name__)
 
 REVOCATION_CHECK_SECONDS: Final = 30.0
-CLOSE_INTERVAL_SECONDS: Final = 0.01
-"""Between two sockets that are closed while draining, as long as the whole fits into the time for it."""
 
 
 class WebSocketServer:
@@ -184,11 +183,9 @@ class WebSocketServer:
 
     async def _close_all(self, spread_seconds: float) -> None:
         connections = [connection for of_user in self._by_user.values() for connection in of_user]
-        pause = min(CLOSE_INTERVAL_SECONDS, spread_seconds / max(len(connections), 1))
+        turns = spread(connections, pause_seconds=CLOSE_INTERVAL_SECONDS, within_seconds=spread_seconds)
         async with asyncio.TaskGroup() as closing:
-            for number, connection in enumerate(connections):
-                if number:
-                    await asyncio.sleep(pause)
+            async for connection in turns:
                 closing.create_task(connection.drain())
 
     async def _check_revocations(self) -> None:

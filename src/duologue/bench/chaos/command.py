@@ -132,9 +132,7 @@ async def _chaos(options: ChaosOptions, console: Console) -> Report:
 def _write(report: Report, history: History, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"chaos-{report.mode}-{report.seed}"
-    body = msgspec.to_builtins(report)
-    body["breaches"] = [breach._asdict() for breach in report.breaches]
-    (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(body), indent=2))
+    (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     (folder / f"{name}.html").write_text(page(report, history), "utf-8")
 
 

@@ -16,9 +16,7 @@ _TITLES = {"embedded": "Embedded", "distributed": "Distributed"}
 
 def read_report(path: Path) -> Report:
     """Read a report that `duologue chaos --report` has written."""
-    raw = msgspec.json.decode(path.read_bytes())
-    raw["breaches"] = [[each["invariant"], each["evidence"], each["at"]] for each in raw["breaches"]]
-    return msgspec.convert(raw, Report)
+    return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
 def summary(reports: Sequence[Report]) -> str:

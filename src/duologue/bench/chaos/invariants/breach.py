@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
+
+import msgspec
 
 from duologue.bench.chaos.history import History
 
@@ -11,7 +13,7 @@ MOST_COUNTED: Final = 50
 """Breaches of one invariant that are kept: what breaks once too often breaks everywhere."""
 
 
-class Breach(NamedTuple):
+class Breach(msgspec.Struct, frozen=True):
     """An invariant that did not hold, and what shows it. `at` is when, in seconds since the Unix epoch, if known."""
 
     invariant: str
