@@ -17,7 +17,16 @@ from duologue.cluster.postgres import PostgresServer
 from duologue.cluster.valkey import ValkeyServer
 from duologue.store.migrate import migrate
 
+_END_TO_END = Path(__file__).parent / "e2e"
+
 pytest.register_assert_rewrite("tests.support.crowd", "tests.support.witness")  # so that they tell what they compare
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make two groups, for `make test` to run side by side: end-to-end tests mostly wait, the others mostly compute."""
+    for item in items:
+        group = "end-to-end" if item.path.is_relative_to(_END_TO_END) else "parts"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
