@@ -48,7 +48,8 @@ from duologue.log.port import Log
 from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
 from duologue.observability.logging import configure_logging
-from duologue.runner import Role, Runner, bind, http_server, raise_file_limit
+from duologue.open_files import raise_file_limit
+from duologue.runner import Role, Runner, bind, http_server
 from duologue.store.database import Database, backend_of, open_database
 from duologue.store.migrate import migrate, migrate_sql
 from duologue.websocket_server import app as socket_routes

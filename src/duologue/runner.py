@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,7 +23,6 @@ _log = structlog.get_logger(__name__)
 
 PING_INTERVAL_SECONDS: Final = 25.0
 PONG_TIMEOUT_SECONDS: Final = 10.0
-_OPEN_FILES: Final = 65_536
 _RESTART_SECONDS: Final = 1.0
 _LEAST_DRAIN_SECONDS: Final = 5.0
 """For a role whose turn comes when the time is over: sockets are to be closed in order even then."""
@@ -68,15 +66,6 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise StartRefused(f"cannot listen on {host}:{port}: {error.strerror or error}. Set HOST or PORT.") from error
     return bound
-
-
-def raise_file_limit() -> None:
-    """Let this process hold as many sockets as the system lets it: the soft limit is often 1024, on macOS 256."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # a system that allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class HttpServer(uvicorn.Server):

@@ -14,7 +14,8 @@ from starlette.applications import Starlette
 
 from duologue.config import Settings
 from duologue.domain.errors import ConsumerRefused, OwnershipLost, StartRefused
-from duologue.runner import Runner, bind, http_server, raise_file_limit
+from duologue.open_files import raise_file_limit
+from duologue.runner import Runner, bind, http_server
 from duologue.websocket_server.transport import SocketProtocol
 
 

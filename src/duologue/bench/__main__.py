@@ -14,7 +14,7 @@ from rich.table import Table
 
 from duologue.bench import scenarios
 from duologue.domain.errors import DuologueError
-from duologue.runner import raise_file_limit
+from duologue.open_files import raise_file_limit
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 

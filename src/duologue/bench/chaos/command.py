@@ -23,7 +23,7 @@ from duologue.bench.chaos.report import Report, make_report, print_report
 from duologue.bench.chaos.run import Load, run, run_folder
 from duologue.bench.chaos.subject import open_subject
 from duologue.domain.errors import StartRefused
-from duologue.runner import raise_file_limit
+from duologue.open_files import raise_file_limit
 
 
 @dataclass(frozen=True, kw_only=True)
