@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duologue import __version__
+from duologue.bench.mock_llm.command import mock_llm
 from duologue.dlq import commands as dlq_commands
 from duologue.domain.errors import DuologueError, StartRefused
 
@@ -156,6 +157,9 @@ def chaos(
         typer.secho(f"duologue: {error}", err=True, fg="red")
         raise typer.Exit(2) from error
     raise typer.Exit(0 if outcome.is_clean else 1)
+
+
+app.command(name="mock-llm")(mock_llm)
 
 
 def _mode(name: str) -> Mode:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from duologue.bench.chaos import checks
+from duologue.bench.mock_llm import config as mock_llm
 from duologue.config import settings_tables
 from duologue.observability import metrics
 from duologue.protocol import codes, frames
@@ -17,6 +18,7 @@ from duologue.protocol import codes, frames
 ROOT = Path(__file__).parents[2]
 RUNNING = ROOT / "docs/operations/running.md"
 CHAOS = ROOT / "docs/chaos.md"
+MOCK_LLM = ROOT / "docs/mock-llm.md"
 PROTOCOL = ROOT / "docs/protocol.md"
 SETTINGS = ROOT / "docs/operations/settings.md"
 
@@ -41,6 +43,16 @@ def _invariants_table() -> list[str]:
     return [f"| {name} | {' '.join((holds.__doc__ or '').split())} |" for name, holds in checks.ALL.items()]
 
 
+def _mock_llm_table() -> list[str]:
+    return [_mock_llm_row(setting) for setting in mock_llm.settings()]
+
+
+def _mock_llm_row(setting: mock_llm.Setting) -> str:
+    default = "none" if setting.default is None else f"{setting.default:g}" if setting.least is not None else "off"
+    scope = "" if setting.least is None else f"{setting.least:,g} to {setting.most:,.0f}"
+    return f"| `{setting.option}` | `{setting.name}` | {default} | {scope} | {setting.meaning} |"
+
+
 def _frame_types() -> list[str]:
     kinds = [*get_args(frames.ServerFrame), *get_args(frames.ClientFrame)]
     return sorted({str(kind.__struct_config__.tag) for kind in kinds})
@@ -57,6 +69,14 @@ def test_chaos_md_compared_with_the_invariants_is_complete() -> None:
     _, _, section = CHAOS.read_text().partition("| invariant |")
     written = [line for line in section.splitlines()[2:] if line.startswith("| ")]
     assert written == table, "the table of invariants should be:\n" + "\n".join(table)
+
+
+def test_mock_llm_md_compared_with_its_configuration_is_complete() -> None:
+    table = _mock_llm_table()
+    written = [
+        line for line in MOCK_LLM.read_text().splitlines() if re.match(r"\| `--[a-z0-9-]+` \| `[a-z0-9_]+` \|", line)
+    ]
+    assert written == table, "the table of options should be:\n" + "\n".join(table)
 
 
 def test_settings_md_compared_with_the_settings_is_complete() -> None:

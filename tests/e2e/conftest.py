@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def session_model_server() -> AsyncIterator[ModelServer]:
     """The model server that tests share. Take `model_server` instead."""
     server = ModelServer(free_port())
-    argv = (sys.executable, "-m", "duologue.bench.mock_llm", "--port", server.root.rpartition(":")[2])
+    argv = (sys.executable, "-m", "duologue.cli", "mock-llm", "--port", server.root.rpartition(":")[2])
     async with child_process(*argv, name="model", stdout=asyncio.subprocess.PIPE) as process:
         assert process.stdout is not None
         async with asyncio.timeout(20):

@@ -13,7 +13,7 @@ from duologue.bench.mock_llm import MockConfig
 
 
 class ModelServer:
-    """Talks to a running `duologue.bench.mock_llm` over HTTP, as it is another process."""
+    """Talks to a running `duologue mock-llm` over HTTP, as it is another process."""
 
     def __init__(self, port: int) -> None:
         self.root = f"http://127.0.0.1:{port}"

@@ -71,7 +71,7 @@ async def bench(mode: Mode, model: Mapping[str, str], **settings: str) -> AsyncI
     """Start a system on fresh data with a model server of the given options."""
     port = free_port()
     options = [part for name, value in model.items() for part in (f"--{name}", value)]
-    argv = [sys.executable, "-m", "duologue.bench.mock_llm", "--port", str(port), *options]
+    argv = [sys.executable, "-m", "duologue.cli", "mock-llm", "--port", str(port), *options]
     with tempfile.TemporaryDirectory(prefix="duologue-bench-", ignore_cleanup_errors=True) as folder:
         async with child_process(*argv, name="model", stdout=asyncio.subprocess.DEVNULL) as process:
             await _until_up(f"http://127.0.0.1:{port}/health")
