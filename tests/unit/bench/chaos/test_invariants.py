@@ -94,7 +94,7 @@ def test_frames_told_again_after_more_than_40_seconds_are_found(run: Happening) 
 def test_recovered_false_without_a_loss_is_found(run: Happening) -> None:
     epoch, number = run.last_position()
     reconnected(run.keeper, LATER, f"{epoch}:{number}", recovered=False)
-    assert run.broken() == {"recovered is false only where redis lost data"}
+    assert run.broken() == {"recovered is false only where frames are gone"}
 
 
 def test_recovered_false_after_a_flush_is_allowed(run: Happening) -> None:
@@ -108,7 +108,22 @@ def test_recovered_false_in_the_embedded_mode_is_found_even_if_valkey_was_killed
     epoch, number = run.last_position()
     run.faults.append(happened("kill", "valkey", LATER - 1, LATER - 1))
     reconnected(run.keeper, LATER, f"{epoch}:{number}", recovered=False)
-    assert run.broken() == {"recovered is false only where redis lost data"}
+    assert run.broken() == {"recovered is false only where frames are gone"}
+
+
+def test_recovered_false_of_a_client_without_position_that_was_surely_sent_nothing_is_allowed(run: Happening) -> None:
+    epoch, number = run.last_position()
+    reconnected(run.simple, LATER, f"{epoch}:{number}", recovered=False)
+    assert run.broken() == set()
+
+
+def test_recovered_false_of_a_client_without_position_after_a_socket_that_lasted_is_found(run: Happening) -> None:
+    epoch, number = run.last_position()
+    last = run.keeper[run.index("response", "m3")]
+    run.keeper.remove(run.keeper[-1])
+    run.keeper.append(Closed(at=last.at + 50, code=1006))
+    reconnected(run.simple, last.at + 51, f"{epoch}:{number}", recovered=False)
+    assert run.broken() == {"recovered is false only where frames are gone"}
 
 
 def test_another_epoch_without_a_loss_is_found(run: Happening) -> None:

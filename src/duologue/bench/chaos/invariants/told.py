@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -116,17 +117,56 @@ def _keeps_cursors_back(fault: Happened) -> bool:
 
 
 @invariant
-def recovered_is_false_only_where_redis_lost_data(history: History) -> Evidence:
-    """`recovered: false` says that a client must read the history: only a loss of Redis makes that true."""
+def recovered_is_false_only_where_frames_are_gone(history: History) -> Evidence:
+    """`recovered: false` says that a client must read the history: only a loss of Redis makes that true.
+
+    A client without `last_event_id` may also have been away, or on sockets that all broke within 40 s, for longer than
+    frames are kept.
+    """
     lost = losses(history)
+    sent = _surely_sent(history)
     for device in history.devices:
         since = 0.0
         for event in _events(device):
             if not isinstance(event, _Event) or event.frame.type != "connection":
                 continue
             if event.frame.recovered is False and not _any_between(lost, since, event.at):
-                yield f"{device.name.name}: recovered is false, and nothing was lost since {since:.3f}", event.at
+                known = sent[device.name.user_id]
+                if device.name.keeps_position or any(each.reaches(event) for each in known):
+                    yield f"{device.name.name}: recovered is false, and nothing was lost since {since:.3f}", event.at
             since = event.at
+
+
+class _SurelySent(NamedTuple):
+    """A frame that the cursor of its user has passed at this time (rule Cursor)."""
+
+    at: float
+    position: EventPosition
+
+    def reaches(self, attached: _Event) -> bool:
+        """Tell whether a client that was attached at a position had been sent what is before it."""
+        if self.at > attached.at or self.position.epoch != attached.position.epoch:
+            return False
+        return self.position.number >= attached.position.number
+
+
+def _surely_sent(history: History) -> dict[str, list[_SurelySent]]:
+    """Return by user what sockets have stayed open for long enough after, where nothing kept the cursor from moving."""
+    hanging = [fault for fault in history.faults if _keeps_cursors_back(fault)]
+    sent: dict[str, list[_SurelySent]] = {}
+    for device in history.devices:
+        known = sent.setdefault(device.name.user_id, [])
+        written: list[_Event] = []
+        for event in (*_events(device), Closed(at=math.inf, code=0)):
+            if isinstance(event, _Event):
+                written.append(event)
+                continue
+            for frame in written:
+                passed = frame.at + _REPEAT_SECONDS + _REPEAT_SLACK_SECONDS
+                if passed < event.at and not any(fault.meets(frame.at, passed) for fault in hanging):
+                    known.append(_SurelySent(passed, frame.position))
+            written.clear()
+    return sent
 
 
 @invariant
