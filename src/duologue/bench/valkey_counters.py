@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import IO, Final, NamedTuple
+from io import BufferedRWPair
+from typing import Final, NamedTuple
 
 from duologue.engines.redis_address import RedisAddress, parse_redis_url
 
@@ -32,7 +33,7 @@ class ValkeyCounters:
 
     def __init__(self, url: str) -> None:
         self._address = parse_redis_url(url)
-        self._stream: IO[bytes] | None = None
+        self._stream: BufferedRWPair | None = None
         self._run_id = b""
         self._own = Traffic(0, 0)
         """Of this connection; of earlier ones to the same process of the server in `_own_before`."""
@@ -99,7 +100,7 @@ class ValkeyCounters:
         return body or head
 
 
-def _connected(address: RedisAddress) -> IO[bytes]:
+def _connected(address: RedisAddress) -> BufferedRWPair:
     if address.tls is not None:
         raise OSError("its traffic is not read over TLS")
     if address.path:
