@@ -122,7 +122,7 @@ class SockDiag:
     def ended(self) -> list[Figures]:
         """Return those that have ended since the last call, with their last figures.
 
-        A kernel may not tell (gVisor does not), and of very many that end at once it drops some.
+        A kernel may not tell, and of very many that end at once it drops some.
         """
         found: list[Figures] = []
         if self._ended is None:
@@ -212,9 +212,10 @@ def _ended_connections() -> socket.socket | None:
 def _request_filter(ports: list[int]) -> bytes:
     """Return the attribute that has the kernel leave out connections to other ports: "is the remote port this one? then
     go to the end, else to the next", 16 bytes a port. Behind the end is where the last "else" goes: refused."""
+    if not ports:
+        return b""
     program = b""
-    for left in range(len(ports) - 1, -1, -1):
-        port = ports[len(ports) - 1 - left]
+    for place, port in enumerate(ports, 1):
         program += struct.pack("=BBH", _REMOTE_IS, 12, 16) + struct.pack("=BBxxi", socket.AF_UNSPEC, 0, port)
-        program += struct.pack("=BBH", _JUMP, 4, 4 + 16 * left)
+        program += struct.pack("=BBH", _JUMP, 4, 4 + 16 * (len(ports) - place))
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _FILTER) + program
