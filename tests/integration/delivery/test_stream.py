@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -314,6 +315,27 @@ async def test_attach_behind_a_trimmed_event_replays_from_the_oldest_kept(opened
 
     assert (lost.recovered, lost.position.number) == (False, 5)
     assert (just_kept.recovered, just_kept.position.number) == (True, 5)
+
+
+async def test_attach_behind_the_newest_events_asks_as_little_of_a_long_stream_as_of_a_short_one(
+    opened: Opened,
+) -> None:
+    streams, redis = opened
+    epoch = await _filled(streams, 5)
+    await streams.attach(ALICE, None)  # and its script is known
+
+    async def commands(last_event_id: str) -> tuple[int, dict[str, int]]:
+        await redis.call("CONFIG", "RESETSTAT")
+        reply = await streams.attach(ALICE, last_event_id)
+        stats = bytes(await redis.call("INFO", "commandstats")).decode().split()
+        calls = [re.fullmatch(r"cmdstat_(\w+):calls=(\d+),.*", line) for line in stats]
+        return len(reply.frames), {found[1]: int(found[2]) for found in calls if found}
+
+    of_short = await commands(f"{epoch}:3")
+    assert of_short[0] == 2
+    assert {"xrange", "hgetall"} <= of_short[1].keys()
+    await streams.apply(ALICE, [echo(f"m{number}") for number in range(6, 1006)])
+    assert await commands(f"{epoch}:1003") == of_short
 
 
 async def test_attach_without_an_event_begins_at_the_cursor(opened: Opened) -> None:
