@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -30,7 +31,7 @@ from duologue.domain.records import (
 from duologue.engines.redis import Redis, Subscription
 from duologue.llm.choice import ModelChain
 from duologue.llm.port import LanguageModel
-from duologue.llm.scripted import ScriptedModel
+from duologue.llm.scripted import Pause, ScriptedModel
 from duologue.log.port import Log, LogConsumer, LogProducer, LogRecord, Partition, PartitionListener
 from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
@@ -72,10 +73,14 @@ async def until(condition: Callable[[], object]) -> Any:
 
 
 class Plug:
-    """What connects a role to its engines. Pulled, every call fails, as it would for a process that has ended."""
+    """What connects a role to its engines. Pulled, every call fails, as it would for a process that has ended.
+
+    A transaction whose name is in `pauses` waits there before it begins.
+    """
 
     def __init__(self) -> None:
         self.pulled = False
+        self.pauses: dict[str, Pause] = {}
 
     def check(self, error: type[Exception]) -> None:
         if self.pulled:
@@ -95,6 +100,8 @@ class PluggedDatabase:
 
     async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         self._plug.check(StoreUnavailable)
+        if pause := self._plug.pauses.get(getattr(query, "__name__", "")):
+            await pause.wait()
         return await self._database.write(query, *args, **kwargs)
 
     async def check(self) -> None:
@@ -220,9 +227,16 @@ class Pipeline:
         self._users: dict[UserKey, UserRow] = {}
         self._running: list[RunningConsumer | RunningRelay] = []
 
-    async def consumer(self, model: LanguageModel | ModelChain | None = None, **changes: Any) -> RunningConsumer:
-        """Start an ai-consumer; returns when it owns the log."""
+    async def consumer(
+        self,
+        model: LanguageModel | ModelChain | None = None,
+        *,
+        pauses: Mapping[str, Pause] = MappingProxyType({}),
+        **changes: Any,
+    ) -> RunningConsumer:
+        """Start an ai-consumer; returns when it owns the log. See `Plug` for `pauses`."""
         running = RunningConsumer(self, model or self.model, settings(**changes))
+        running.store.pauses.update(pauses)
         await self._started(running)
         return running
 

@@ -2,7 +2,7 @@
 
 A user's ready conversations take turns, and the users with something to start take turns: somebody with a thousand
 waiting messages delays another one's by one reply a round at most. Every operation costs the same however much waits,
-but for `discard` and `drop`, which are rare.
+but for `hold`, `discard` and `drop`, which are rare.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ class Line(NamedTuple, Generic[R]):
 
 
 class _Conversation(Generic[R]):
-    __slots__ = ("blocked", "running", "user", "waiting")
+    __slots__ = ("blocked", "held", "running", "user", "waiting")
 
     def __init__(self, user: _User[R]) -> None:
         self.user = user
         self.waiting: deque[R] = deque()
+        self.held: set[R] = set()
         self.running: R | None = None
         self.blocked = False
 
     @property
     def startable(self) -> bool:
-        return bool(self.waiting) and self.running is None and not self.blocked
+        if not self.waiting or self.running is not None or self.blocked:
+            return False
+        return self.waiting[0] not in self.held
 
 
 class _User(Generic[R]):
@@ -83,7 +86,8 @@ class Dispatcher(Generic[R]):
     """Holds requests from their arrival to their end.
 
     A request waits (`add`), runs (handed out by `take`) and ends (`finished`). It may also go back (`defer`) until its
-    conversation is woken (`wake`), or leave before its end (`discard`, `drop`).
+    conversation is woken (`wake`), keep its place without being handed out (`hold`, `release`), or leave before its end
+    (`discard`, `drop`).
     """
 
     def __init__(self, *, max_running: int, max_running_per_user: int) -> None:
@@ -165,6 +169,25 @@ class Dispatcher(Generic[R]):
             conversation.blocked = False
             self._list(conversation)
 
+    def hold(self, request: R) -> None:
+        """Let a waiting request keep its place, and everything behind it wait, until `release`."""
+        conversation = self._find(request)
+        if conversation is None or request not in conversation.waiting:
+            raise ValueError("the request does not wait")
+        was_startable = conversation.startable
+        conversation.held.add(request)
+        self._relist(conversation, was_startable)
+
+    def release(self, request: R) -> bool:
+        """Let a request that was held wait for its turn again; return False if it is not here any more."""
+        conversation = self._find(request)
+        if conversation is None or request not in conversation.held:
+            return False
+        was_startable = conversation.startable
+        conversation.held.remove(request)
+        self._relist(conversation, was_startable)
+        return True
+
     def discard(self, request: R) -> None:
         """Take out a request wherever it is: it needs no answer, or not here. Nothing happens if it is not there."""
         conversation = self._find(request)
@@ -173,10 +196,11 @@ class Dispatcher(Generic[R]):
         if conversation.running is request:
             self.finished(request)
         elif request in conversation.waiting:
+            was_startable = conversation.startable
             conversation.waiting.remove(request)
+            conversation.held.discard(request)
             self._waiting -= 1
-            if not conversation.waiting:
-                self._unlist(conversation)
+            self._relist(conversation, was_startable)
             self._forget_if_idle(request, conversation)
 
     def drop(self, partition: Partition) -> list[R]:
@@ -221,11 +245,17 @@ class Dispatcher(Generic[R]):
             user.listed = True
             self._round.append(user)
 
+    def _relist(self, conversation: _Conversation[R], was_startable: bool) -> None:
+        """What waits has changed in its middle, or what is held."""
+        if was_startable and not conversation.startable:
+            self._unlist(conversation)
+        elif not was_startable:
+            self._list(conversation)
+
     def _unlist(self, conversation: _Conversation[R]) -> None:
-        """The conversation has nothing left that waits: neither it nor, without another, its user may be listed."""
+        """The conversation has nothing to start any more: neither it nor, without another, its user may be listed."""
         user = conversation.user
-        if conversation in user.ready:
-            user.ready.remove(conversation)
+        user.ready.remove(conversation)
         if user.listed and not user.ready:
             user.listed = False
             self._round.remove(user)

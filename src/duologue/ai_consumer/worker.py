@@ -223,7 +223,8 @@ class AiConsumer:
         """Forget what waits, and return what runs."""
         for holding in holdings:
             for request in self._dispatcher.drop(holding.partition):
-                self._forget(request)
+                if request.task is None:
+                    self._forget(request)
         return [request for request in self._requests if request.delivery.holding in holdings]
 
     # From records to claims
@@ -402,7 +403,10 @@ class AiConsumer:
             self._end_early(request, request.stored, seize=False)  # what others have begun ends in its turn
 
     def _end_early(self, request: Request, stored: StoredRequest, *, seize: bool) -> None:
-        self._dispatcher.discard(request)
+        """Ask the store to end a request that waits or, with `seize`, one whose turn has come. Until it has answered no
+        later one of the conversation may begin: if it has ended before, its outcome is to be published first."""
+        if not seize:
+            self._dispatcher.hold(request)
         request.task = self._spawn(self._stop_unwritten(request, stored, seize=seize))
 
     async def _stop_unwritten(self, request: Request, stored: StoredRequest, *, seize: bool) -> None:
@@ -415,13 +419,21 @@ class AiConsumer:
             raise
         finally:
             request.task = None
-        if outcome is not None:
-            self._leave(request)
-        elif request.held:  # what became of it is found out, or ended, when its turn comes
-            self._dispatcher.add(request)
+        if outcome is None and request.held and self._back_in_line(request, seize=seize):
             self._wake.set()
         else:
             self._leave(request)
+
+    def _back_in_line(self, request: Request, *, seize: bool) -> bool:
+        """Let what became of a request that could not be stopped be found out, or ended, in its turn.
+
+        Returns:
+            False if it has lost its place.
+        """
+        if not seize:
+            return self._dispatcher.release(request)
+        self._put_back(request)
+        return True
 
     def _put_back(self, request: Request) -> None:
         """Somebody else has it, or the one before it, but that need not be the last word: try again in a while."""

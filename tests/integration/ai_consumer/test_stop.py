@@ -220,6 +220,25 @@ async def test_stop_of_one_of_several_stored_replies_leaves_them_in_their_order(
     await _done(pipeline, 6)
 
 
+async def test_stop_of_a_stored_reply_lets_no_later_one_of_its_conversation_go_first(pipeline: Pipeline) -> None:
+    first = await pipeline.consumer()
+    await pipeline.relay()
+    first.appends.pulled = True  # what ends is stored, and not published
+    conversation = await pipeline.conversation()
+    said = [await pipeline.say(conversation, content) for content in ("one", "two")]
+    await until(lambda: reply_states(pipeline, ["complete"] * 2))
+    await first.crash()
+    await pipeline.append(pipeline.message(conversation, "three"), pipeline.stop(said[1]))
+    asked = Pause()
+    await pipeline.consumer(pauses={"stop_unwritten": asked})
+    await asked.reached.wait()
+    await pipeline.answers(1)
+    asked.open()
+    answers = await pipeline.answers(3)
+    assert [answer["content"].removeprefix("You said: ") for answer in answers] == ["one", "two", "three"]
+    await _done(pipeline, 4)
+
+
 async def test_stop_survives_a_crash_right_after_it_was_read(pipeline: Pipeline) -> None:
     pause = Pause()
     pipeline.model.play("shown ", pause)

@@ -112,6 +112,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.blocked: set[str] = set()
+        self.held: set[Request] = set()
         self.finished: dict[str, int] = {}
         self.passed: dict[UserKey, int] = {}
 
@@ -161,6 +162,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.ours.wake(woken)
         self.blocked.discard(woken.conversation_id)
 
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self.waiting))
+        self.ours.hold(held)
+        self.held.add(held)
+
+    @precondition(lambda self: self.waiting or self.running)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        released = data.draw(st.sampled_from(self.waiting + self.running))
+        assert self.ours.release(released) == (released in self.held)
+        self.held.discard(released)
+
     @precondition(lambda self: self.waiting or self.running)
     @rule(data=st.data())
     def discard(self, data: st.DataObject) -> None:
@@ -169,6 +184,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.ours.discard(gone)
         self.waiting = [each for each in self.waiting if each is not gone]
         self.running = [each for each in self.running if each is not gone]
+        self.held.discard(gone)
         self.unblock_the_forgotten()
 
     @rule(partition=st.integers(0, 1))
@@ -176,6 +192,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         dropped = self.ours.drop(Partition("t", partition))
         assert set(dropped) == {each for each in self.waiting if each.partition.number == partition}
         self.waiting = [each for each in self.waiting if each not in dropped]
+        self.held.difference_update(dropped)
         self.unblock_the_forgotten()
 
     @invariant()
@@ -201,7 +218,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         return {
             each
             for each in firsts.values()
-            if each.conversation_id not in busy and users.count(each.user) < MAX_PER_USER
+            if each.conversation_id not in busy and each not in self.held and users.count(each.user) < MAX_PER_USER
         }
 
     def unblock_the_forgotten(self) -> None:
