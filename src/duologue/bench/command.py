@@ -12,6 +12,7 @@ import uvloop
 from rich.console import Console
 
 from duologue.bench.display import Display
+from duologue.bench.meter import Meter
 from duologue.bench.options import Asked, Output, Where
 from duologue.bench.report.model import Report, write_report
 from duologue.bench.report.page import page
@@ -47,7 +48,7 @@ async def measure(name: str, asked: Asked, where: Where, console: Console) -> Re
     began = time.time()
     what = scenario(name)
     with Display(console, f"duologue bench {name}") as display:
-        async with open_target(where, what.needs(asked)) as target:
-            running = Bench(target, display)
+        async with open_target(where, what.needs(asked)) as target, Meter(target) as meter:
+            running = Bench(target, meter, display)
             await what.run(running, asked)
             return make_report(name, asked, where, running, began=began)

@@ -1,38 +1,49 @@
-"""What the processes of a run use: CPU and memory by role and engine, the load's own CPU among them."""
+"""What a run uses, by role and engine: CPU, memory and the bytes on each hop, the load's own CPU among them."""
 
 from __future__ import annotations
 
-import time
+from types import TracebackType
+from typing import Self
 
-import msgspec
-
-from duologue.bench.processes import cpu_seconds, resident_bytes
+from duologue.bench.hops import Hops
+from duologue.bench.sampler import Sample, Sampler
 from duologue.bench.target import Target
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """What was used up to a moment: `at` of `time.perf_counter`, CPU seconds by role and engine."""
-
-    at: float
-    cpu: dict[str, float]
-
-
 class Meter:
-    """Reads /proc. Of a system whose processes are not ours it knows the load's CPU only."""
+    """Samples once a second while its context is open. Of a system whose processes are not ours it knows the load's
+    CPU and the bytes of its own connections only."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._sampler = Sampler(target.pids, Hops(target.hops))
 
-    def mark(self) -> Mark:
-        """Return what was used up to now."""
-        used = {name: sum(map(cpu_seconds, pids)) for name, pids in self._target.pids().items()}
-        return Mark(time.perf_counter(), used | {"load": time.process_time()})
+    async def __aenter__(self) -> Self:
+        await self._sampler.__aenter__()
+        return self
 
-    def resident(self) -> int:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._sampler.__aexit__(kind, error, trace)
+
+    async def mark(self) -> Sample:
+        """Return a sample of right now, with everything in it."""
+        return await self._sampler.mark()
+
+    def last(self, count: int) -> list[Sample]:
+        """Return the latest samples."""
+        return self._sampler.series().samples[-count:]
+
+    async def idle(self, seconds: float) -> dict[str, float]:
+        """Watch for a while in which nobody does anything; return the CPU seconds a second by role that were used."""
+        return await self._sampler.idle_cpu(seconds)
+
+    @property
+    def unknown_hops(self) -> dict[str, str]:
+        """The hops whose bytes nobody counts, and why."""
+        return self._sampler.series().unknown_hops
+
+    def resident(self, sample: Sample) -> int:
         """Return the resident bytes of the processes that hold clients' sockets."""
-        return sum(map(resident_bytes, self._target.socket_holders()))
-
-
-def used_between(before: Mark, after: Mark) -> dict[str, float]:
-    """Return the CPU seconds used between two marks; what has ended in between counts as 0."""
-    return {name: max(0.0, seconds - before.cpu.get(name, 0.0)) for name, seconds in after.cpu.items()}
+        return sample.resident_bytes.get(self._target.socket_holders, 0)

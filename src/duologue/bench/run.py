@@ -16,9 +16,10 @@ from duologue.bench.histogram import Histogram
 from duologue.bench.load.crowd import Crowd, crowd, names_of
 from duologue.bench.load.recorder import Recorder
 from duologue.bench.machine import commit, machine
-from duologue.bench.meter import Mark, Meter, used_between
+from duologue.bench.meter import Meter
 from duologue.bench.options import Asked, Load, Where, arguments, parameters
-from duologue.bench.report.model import Report, Second, Step, latency
+from duologue.bench.report.model import Hop, Report, Second, Step, latency
+from duologue.bench.sampler import LOAD, Sample, cpu_between, hops_between
 from duologue.bench.target import Target
 
 DRAIN_SECONDS: Final = 30.0
@@ -35,12 +36,13 @@ class Bench:
 
     Args:
         target: the system.
+        meter: of what it uses; it runs.
         display: who is told how it goes.
     """
 
-    def __init__(self, target: Target, display: Display) -> None:
+    def __init__(self, target: Target, meter: Meter, display: Display) -> None:
         self.target = target
-        self.meter = Meter(target)
+        self.meter = meter
         self.display = display
         self.figures: dict[str, float] = {}
         self.steps: list[Step] = []
@@ -64,10 +66,7 @@ class Bench:
         if seconds <= 0:
             return
         self.display.begin("watching what it uses without load")
-        before = self.meter.mark()
-        await asyncio.sleep(seconds)
-        after = self.meter.mark()
-        self.idle = {name: used / (after.at - before.at) for name, used in used_between(before, after).items()}
+        self.idle = await self.meter.idle(seconds)
 
     async def warm_up(self, users: Crowd, asked: Load, rate: float) -> None:
         """Let connections, caches and batches, and in the distributed mode Kafka's Java, come to their speed."""
@@ -87,7 +86,7 @@ class Bench:
         """
         self.display.begin(name)
         phase = Phase(self, name, users, others)
-        phase.begin()
+        await phase.begin()
         ticking = asyncio.create_task(phase.tick())
         try:
             yield phase
@@ -98,7 +97,7 @@ class Bench:
             ticking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ticking
-        self.steps.append(phase.step())
+        self.steps.append(await phase.end())
 
     async def loaded(self, users: Crowd, asked: Load, *, name: str, rate: float, seconds: float, seed: str) -> Step:
         """Measure one step of messages at a rate, with sockets that are lost meanwhile."""
@@ -124,37 +123,35 @@ class Phase:
         self._others = others
         self._also: list[Recorder] = []
         self._series: list[Second] = []
-        self._begin: Mark
-        self._last: Mark
+        self._begin: Sample
+        self._began = 0.0
         self._loaded_at = 0.0
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """The step begins now."""
+        self._begin = await self._bench.meter.mark()
         self.recorder = self._users.begin_phase()
         self._also = [each.begin_phase() for each in self._others]
-        self._begin = self._last = self._bench.meter.mark()
+        self._began = time.perf_counter()
 
     def loaded(self) -> None:
-        """The last message has left."""
-        self._loaded_at = time.perf_counter()
+        """The last message has left; the first time that it is told counts."""
+        self._loaded_at = self._loaded_at or time.perf_counter()
 
     async def tick(self) -> None:
         """Note each second that passes, until cancelled."""
         number = 1
         while True:
-            await asyncio.sleep(max(0.0, self._begin.at + number - time.perf_counter()))
+            await asyncio.sleep(max(0.0, self._began + number - time.perf_counter()))
             number += 1
             self._note_second()
             self._bench.display.second(self._series)
 
     def _note_second(self) -> None:
-        mark = self._bench.meter.mark()
         window = self.recorder.next_window()
-        passed = mark.at - self._last.at
-        used = used_between(self._last, mark)
         first, delay = sorted(window.first_token), sorted(window.delta_delay)
         second = Second(
-            at=round(mark.at - self._begin.at, 2),
+            at=round(time.perf_counter() - self._began, 2),
             sent=window.sent,
             answered=window.answered,
             in_flight=self._users.open,
@@ -162,24 +159,35 @@ class Phase:
             first_token_p99=_at(first, 0.99),
             delta_delay_p50=_at(delay, 0.5),
             delta_delay_p99=_at(delay, 0.99),
-            cpu_percent={name: round(seconds / passed * 100, 1) for name, seconds in used.items()},
+            cpu_percent=self._cpu_percent(),
         )
         self._series.append(second)
-        self._last = mark
 
-    def step(self) -> Step:
+    def _cpu_percent(self) -> dict[str, float]:
+        """Return what was used in the last second of which there are samples: they are taken beside this."""
+        samples = self._bench.meter.last(2)
+        passed = samples[-1].at_seconds - samples[0].at_seconds
+        if passed <= 0:
+            return {}
+        return {name: round(used / passed * 100, 1) for name, used in cpu_between(samples[0], samples[-1]).items()}
+
+    async def end(self) -> Step:
         """Return what was measured; the step ends now."""
-        end = self._bench.meter.mark()
-        recorder, recorders = self.recorder, [self.recorder, *self._also]
-        seconds, loading = end.at - self._begin.at, self._loaded_at - self._begin.at
-        used, messages = used_between(self._begin, end), sum(each.sent for each in recorders)
-        deltas = sum(each.deltas for each in recorders)
-        histograms = {name: found for name, found in recorder.histograms.items() if found.count} | self.histograms
-        for each in recorders:
+        drained_after = time.perf_counter() - self._loaded_at
+        step = self._measured(await self._bench.meter.mark(), drained_after)
+        for each in (self.recorder, *self._also):
             self._bench.evidence += each.evidence
-        step = Step(
+        self._note_load(step)
+        return step
+
+    def _measured(self, end: Sample, drained_after: float) -> Step:
+        recorder, recorders = self.recorder, [self.recorder, *self._also]
+        messages, deltas = sum(each.sent for each in recorders), sum(each.deltas for each in recorders)
+        used, beyond_idle = cpu_between(self._begin, end), cpu_between(self._begin, end, self._bench.idle)
+        histograms = {name: found for name, found in recorder.histograms.items() if found.count} | self.histograms
+        return Step(
             name=self._name,
-            seconds=round(loading, 2),
+            seconds=round(self._loaded_at - self._began, 2),
             offered_per_second=self.offered,
             sent=recorder.sent,
             late=recorder.late,
@@ -190,29 +198,33 @@ class Phase:
             resent=recorder.resent,
             reconnects=recorder.reconnects,
             deltas=recorder.deltas,
-            drained_after_seconds=round(end.at - self._loaded_at, 2),
+            drained_after_seconds=round(drained_after, 2),
             errors=_sum([each.errors for each in recorders]),
             breaches={name: count for name, count in _sum([each.breaches for each in recorders]).items() if count},
             latencies={name: latency(found) for name, found in histograms.items()},
             cpu_ms_per_message=_each(used, 1000, messages),
-            cpu_ms_per_message_beyond_idle=_each(self._beyond_idle(used, seconds), 1000, messages),
-            cpu_us_per_delta=_each(self._beyond_idle(used, seconds), 1e6, deltas),
-            bytes_per_message={},
-            load_core_share=round(used["load"] / seconds, 3),
+            cpu_ms_per_message_beyond_idle=_each(beyond_idle, 1000, messages),
+            cpu_us_per_delta=_each(beyond_idle, 1e6, deltas),
+            bytes_per_message=_hops(self._begin, end, messages),
+            load_core_share=round(used[LOAD] / (end.at_seconds - self._begin.at_seconds), 3),
             series=self._series,
         )
-        self._note_load(step)
-        return step
-
-    def _beyond_idle(self, used: dict[str, float], seconds: float) -> dict[str, float]:
-        idle = self._bench.idle
-        return {name: max(0.0, spent - idle.get(name, 0.0) * seconds) for name, spent in used.items()}
 
     def _note_load(self, step: Step) -> None:
         late = step.late / max(step.sent, 1)
         if step.load_core_share > _BUSY_SHARE or late > _LATE_SHARE:
             words = f"used {step.load_core_share:.0%} of a core and sent {late:.1%} late"
             self._bench.notes.append(f"{_LOAD_AT_ITS_END} in {step.name}: it {words}; the figures are partly its own")
+
+
+def _hops(begin: Sample, end: Sample, messages: int) -> dict[str, Hop]:
+    """Return the bytes of a message on each hop that can be read."""
+    if not messages:
+        return {}
+    return {
+        name: Hop(to_server=round(found.to_server / messages, 1), from_server=round(found.from_server / messages, 1))
+        for name, found in hops_between(begin, end).items()
+    }
 
 
 def _each(used: dict[str, float], scale: float, count: int) -> dict[str, float]:
@@ -234,7 +246,7 @@ def _at(ordered: Sequence[float], share: float) -> float | None:
 
 def make_report(scenario: str, asked: Asked, where: Where, bench: Bench, *, began: float) -> Report:
     """Return the report of a run that began at `began`, in seconds since the Unix epoch."""
-    notes = list(bench.notes)
+    notes = [*bench.notes, *(f"bytes of {name} are unknown: {why}" for name, why in bench.meter.unknown_hops.items())]
     if not bench.target.is_own:
         notes.append("CPU and memory of a running system are not known here")
         if bench.target.model is None:

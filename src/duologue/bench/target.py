@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from duologue.bench.distributed import RoleName, distributed_system, own_engines
+from duologue.bench.distributed import DistributedSystem, RoleName, SharedEngines, distributed_system, own_engines
+from duologue.bench.hops import UNIX_SOCKET, Hop, RedisServer, TcpPorts
 from duologue.bench.load.crowd import Entrance
 from duologue.bench.load.recorder import ModelTimes
 from duologue.bench.model_server import ModelServer, own_model
 from duologue.bench.options import Where
 from duologue.bench.process import free_port
-from duologue.bench.processes import descendants, program_of
 from duologue.bench.system import System, embedded_system
 from duologue.cluster.server_process import ServerProcess
 from duologue.domain.errors import StartRefused
@@ -47,6 +47,7 @@ class Target:
         mode: `running` if it is not one of ours.
         entrance: for its users.
         model: its model server; None if that is not known.
+        hops: the servers between which bytes are counted.
         system: its processes, if they are ours; `engines` and `database_url` too.
     """
 
@@ -56,6 +57,7 @@ class Target:
         entrance: Entrance,
         model: ModelServer | None,
         *,
+        hops: Mapping[str, Hop],
         system: System | None = None,
         engines: Mapping[str, ServerProcess] | None = None,
         database_url: str = "",
@@ -63,6 +65,7 @@ class Target:
         self.mode = mode
         self.entrance = entrance
         self.model = model
+        self.hops = hops if model is None else {**hops, "model": TcpPorts(frozenset([_port(model.url)]))}
         self.database_url = database_url
         self._system = system
         self._engines = engines or {}
@@ -85,27 +88,22 @@ class Target:
         return self.model.times() if self.model is not None else ModelTimes()
 
     def pids(self) -> dict[str, list[int]]:
-        """Return the process ids by role, or program, and engine; none if they are not ours.
-
-        Engines have children that come and go.
-        """
+        """Return the process ids by role, or program, and engine, without their children; none if they are not ours."""
         if self._system is None:
             return {}
         found: dict[str, list[int]] = {}
         for name, pid in self._system.pids().items():
             found.setdefault(name.rstrip("-0123456789"), []).append(pid)
-            for child in descendants(pid):
-                found.setdefault(program_of(child), []).append(child)
         for name, engine in self._engines.items():
-            found[name] = [engine.pid, *descendants(engine.pid)]
+            found[name] = [engine.pid]
         if self.model is not None and self.model.pid is not None:
             found["model"] = [self.model.pid]
         return found
 
-    def socket_holders(self) -> list[int]:
-        """Return the processes that hold clients' sockets."""
-        pids = self.pids()
-        return pids.get("websocket-server") or pids.get("duologue") or []
+    @property
+    def socket_holders(self) -> str:
+        """The role that holds clients' sockets."""
+        return "websocket-server" if self.mode == "distributed" else "duologue"
 
 
 @asynccontextmanager
@@ -135,7 +133,9 @@ async def _embedded(_: Where, folder: Path, model: ModelServer, settings: Mappin
     async with embedded_system(folder / "data", settings) as system:
         entrance = Entrance(system.url, system.ws_url, system.jwt_secret)
         database_url = f"sqlite:///{system.data_dir / 'duologue.db'}"
-        yield Target("embedded", entrance, model, system=system, database_url=database_url)
+        valkey = RedisServer(f"unix://{system.data_dir / 'valkey' / 'valkey.sock'}")
+        hops: dict[str, Hop] = {"duologue": TcpPorts(frozenset([system.port])), "valkey": valkey}
+        yield Target("embedded", entrance, model, hops=hops, system=system, database_url=database_url)
 
 
 @asynccontextmanager
@@ -157,23 +157,41 @@ async def _distributed(
                 "distributed",
                 entrance,
                 model,
+                hops=_distributed_hops(system, shared),
                 system=system,
                 engines=engines,
                 database_url=shared.database_url,
             )
 
 
+def _distributed_hops(system: DistributedSystem, engines: SharedEngines) -> dict[str, Hop]:
+    roles: tuple[RoleName, ...] = ("websocket-server", "api")
+    hops: dict[str, Hop] = {role: TcpPorts(frozenset(process.port for process in system.of(role))) for role in roles}
+    return hops | {
+        "nginx": TcpPorts(frozenset([_port(system.url)])),
+        "kafka": TcpPorts(frozenset([_port(f"kafka://{engines.kafka_bootstrap_servers}")])),
+        "valkey": RedisServer(engines.redis_url),
+        "postgresql": UNIX_SOCKET,
+    }
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
 @asynccontextmanager
 async def _running(where: Where, needs: Needs) -> AsyncIterator[Target]:
     entrance = entrance_of(where, os.environ)
+    hops = {"duologue": TcpPorts(frozenset([_port(where.url)]))}
     if not where.model_url:
-        yield Target("running", entrance, None)
+        yield Target("running", entrance, None, hops=hops)
         return
     refuse_strangers(where.model_url, where.i_own_this_system, "--model-url")
     model = ModelServer(where.model_url.rstrip("/").removesuffix("/v1"))
     before = await model.configure(needs.model)
     try:
-        yield Target("running", entrance, model)
+        yield Target("running", entrance, model, hops=hops)
     finally:
         await model.set_back(before)
 

@@ -22,11 +22,11 @@ def needs(_: Idle) -> Needs:
 async def run(bench: Bench, asked: Idle) -> None:
     """See `Scenario`."""
     async with bench.crowd(_WARM_SOCKETS, seed=asked.seed):
-        before = bench.meter.resident()
+        before = bench.meter.resident(await bench.meter.mark())
         async with bench.crowd(asked.sockets, seed=asked.seed) as users:
             attached = users.recorder.histograms["attach"]
             await asyncio.sleep(_SETTLE_SECONDS)
-            held = bench.meter.resident() - before
+            held = bench.meter.resident(await bench.meter.mark()) - before
             async with bench.phase(f"{asked.sockets} sockets", users) as phase:
                 phase.histograms["attach"] = attached
                 await asyncio.sleep(asked.seconds)

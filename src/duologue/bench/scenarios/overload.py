@@ -32,6 +32,7 @@ async def run(bench: Bench, asked: Overload) -> None:
             phase.offered = rate
             looking = asyncio.create_task(_memory(bench))
             await users.send_at_rate(rate, asked.seconds, f"{asked.seed}", "Hello")
+            phase.loaded()
             looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await looking
@@ -41,13 +42,13 @@ async def run(bench: Bench, asked: Overload) -> None:
 
 async def _memory(bench: Bench) -> None:
     """Note the resident memory of the processes that hold sockets: at the begin, and by now, until cancelled."""
-    bench.figures["memory_at_begin_mib"] = _mib(bench)
+    bench.figures["memory_at_begin_mib"] = await _mib(bench)
     while True:
-        bench.figures["memory_at_end_mib"] = _mib(bench)
+        bench.figures["memory_at_end_mib"] = await _mib(bench)
         most = bench.figures.get("memory_highest_mib", 0.0)
         bench.figures["memory_highest_mib"] = max(most, bench.figures["memory_at_end_mib"])
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _mib(bench: Bench) -> float:
-    return round(bench.meter.resident() / 2**20, 1)
+async def _mib(bench: Bench) -> float:
+    return round(bench.meter.resident(await bench.meter.mark()) / 2**20, 1)
