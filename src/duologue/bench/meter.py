@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from duologue.bench.hops import Hops
 from duologue.bench.sampler import Sample, Sampler
 from duologue.bench.target import Target
+
+_SECOND: Final = 0.9
 
 
 class Meter:
@@ -31,9 +33,13 @@ class Meter:
         """Return a sample of right now, with everything in it."""
         return await self._sampler.mark()
 
-    def last(self, count: int) -> list[Sample]:
-        """Return the latest samples."""
-        return self._sampler.series().samples[-count:]
+    def last_second(self) -> tuple[Sample, Sample]:
+        """Return the latest sample and the one about a second before it: between two that lie closer together, the
+        10 ms in which CPU time is counted would be most of what there is to see."""
+        samples = self._sampler.series().samples
+        latest = samples[-1]
+        before = (each for each in reversed(samples) if each.at_seconds < latest.at_seconds - _SECOND)
+        return next(before, samples[0]), latest
 
     async def idle(self, seconds: float) -> dict[str, float]:
         """Watch for a while in which nobody does anything; return the CPU seconds a second by role that were used."""

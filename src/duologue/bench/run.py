@@ -75,6 +75,10 @@ class Bench:
         if seconds:
             await users.send_at_rate(rate, seconds, f"warm-up {asked.seed}")
         await users.until_answered(DRAIN_SECONDS)
+        seen = users.recorder
+        if seen.breaches:  # else it is forgotten: its figures are of caches that were cold
+            self.steps.append(Step(name="warm-up", seconds=seconds, sent=seen.sent, breaches=dict(seen.breaches)))
+            self.evidence += seen.evidence
         gc.collect()
         gc.freeze()  # the load's own pauses would be taken for the system's
 
@@ -165,11 +169,11 @@ class Phase:
 
     def _cpu_percent(self) -> dict[str, float]:
         """Return what was used in the last second of which there are samples: they are taken beside this."""
-        samples = self._bench.meter.last(2)
-        passed = samples[-1].at_seconds - samples[0].at_seconds
+        before, after = self._bench.meter.last_second()
+        passed = after.at_seconds - before.at_seconds
         if passed <= 0:
             return {}
-        return {name: round(used / passed * 100, 1) for name, used in cpu_between(samples[0], samples[-1]).items()}
+        return {name: round(used / passed * 100, 1) for name, used in cpu_between(before, after).items()}
 
     async def end(self) -> Step:
         """Return what was measured; the step ends now."""

@@ -109,10 +109,14 @@ class Device:
         url = self._url()
         if self.last_event_id is not None:
             url += f"&last_event_id={self.last_event_id}"
-        async with asyncio.timeout(_ATTACH_SECONDS):
-            socket = await open_socket(url, self._on_text, lambda code: self._on_close(socket, code))
-            self._socket = socket
-            await self._attached
+        try:
+            async with asyncio.timeout(_ATTACH_SECONDS):
+                socket = await open_socket(url, self._on_text, lambda code: self._on_close(socket, code))
+                self._socket = socket
+                await self._attached
+        except BaseException:
+            self.drop()  # what it may still be sent would be seen twice, on the next socket
+            raise
         self._owner.recorder.note_attach(time.perf_counter() - began)
 
     def send(self, frame: bytes) -> None:
@@ -133,9 +137,8 @@ class Device:
             socket.leave()
 
     def forget(self) -> None:
-        """Drop what was seen so far; only when everything has ended."""
+        """Drop replies that were seen in part. Those that have ended are kept in mind: they must not end again."""
         self._replies.clear()
-        self._ended.clear()
 
     def _on_close(self, socket: BareSocket, code: int) -> None:
         if self._attached is not None and not self._attached.done():

@@ -107,7 +107,7 @@ class LoadUser:
                 device.send(exchange.frame)
 
     def forget(self) -> None:
-        """Drop what was seen so far; what is open is given up."""
+        """Drop what is open: it is given up."""
         self._tally.open -= len(self._by_client_id)
         self._by_client_id.clear()
         self._by_message_id.clear()
