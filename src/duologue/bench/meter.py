@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from duologue.bench.hops import Hops
-from duologue.bench.sampler import Sample, Sampler
+from duologue.bench.sampler import Memory, Sample, Sampler
 from duologue.bench.target import Target
 
 _SECOND: Final = 0.9
@@ -49,6 +49,10 @@ class Meter:
     def unknown_hops(self) -> dict[str, str]:
         """The hops whose bytes nobody counts, and why."""
         return self._sampler.series().unknown_hops
+
+    def memory_between(self, begin: Sample, end: Sample) -> Memory:
+        """Return the memory of the processes that hold clients' sockets, from one mark to a later one."""
+        return self._sampler.series().memory_between(begin, end)[self._target.socket_holders]
 
     def resident(self, sample: Sample) -> int:
         """Return the resident bytes of the processes that hold clients' sockets."""

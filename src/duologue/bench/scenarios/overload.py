@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Final
 
 from duologue.bench.options import Overload
@@ -13,7 +11,6 @@ from duologue.bench.target import Needs
 _WORKERS: Final = 8
 _TOKENS: Final = 10
 _TOKENS_PER_SECOND: Final = 50.0
-_LOOK_SECONDS: Final = 5.0
 _OVERLOAD_SECONDS: Final = 5.0
 
 
@@ -30,25 +27,18 @@ async def run(bench: Bench, asked: Overload) -> None:
     async with bench.crowd(asked.users, seed=asked.seed) as users:
         async with bench.phase(f"{rate:g} messages/s of which {capacity:g} can be answered", users) as phase:
             phase.offered = rate
-            looking = asyncio.create_task(_memory(bench))
+            before = await bench.meter.mark()
             await users.send_at_rate(rate, asked.seconds, f"{asked.seed}", "Hello")
             phase.loaded()
-            looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await looking
+            memory = bench.meter.memory_between(before, await bench.meter.mark())
             await users.settled(20 * _OVERLOAD_SECONDS)
-        bench.figures["capacity_per_second"] = capacity
+        bench.figures |= {
+            "capacity_per_second": capacity,
+            "memory_at_begin_mib": _mib(memory.begin_bytes),
+            "memory_at_end_mib": _mib(memory.end_bytes),
+            "memory_highest_mib": _mib(memory.highest_bytes),
+        }
 
 
-async def _memory(bench: Bench) -> None:
-    """Note the resident memory of the processes that hold sockets: at the begin, and by now, until cancelled."""
-    bench.figures["memory_at_begin_mib"] = await _mib(bench)
-    while True:
-        bench.figures["memory_at_end_mib"] = await _mib(bench)
-        most = bench.figures.get("memory_highest_mib", 0.0)
-        bench.figures["memory_highest_mib"] = max(most, bench.figures["memory_at_end_mib"])
-        await asyncio.sleep(_LOOK_SECONDS)
-
-
-async def _mib(bench: Bench) -> float:
-    return round(bench.meter.resident(await bench.meter.mark()) / 2**20, 1)
+def _mib(count: int) -> float:
+    return round(count / 2**20, 1)
