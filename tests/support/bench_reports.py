@@ -59,7 +59,9 @@ def report(*steps: Step, **changes: Any) -> Report:
         seconds=40.0,
         version="0.1.0",
         commit="abc",
-        machine=Machine(cores=2, processor="EPYC <b>", memory_gib=8.0, kernel="Linux 6", python="3.11.7"),
+        machine=Machine(
+            cores=2, processor="EPYC <b>", memory_gib=8.0, kernel="Linux 6", open_files=1024, python="3.11.7"
+        ),
         idle_cpu_percent={"duologue": 2.0},
         figures={},
         steps=list(steps) or [step()],

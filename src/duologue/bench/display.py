@@ -22,7 +22,7 @@ class Display:
 
     def __init__(self, console: Console, title: str) -> None:
         self._title = title
-        self._words = "starting"
+        self._words = "starting the system"
         self._seconds: Sequence[Second] = ()
         self._began = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -30,6 +30,7 @@ class Display:
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
+        self._show()
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,12 +14,16 @@ import msgspec
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine that load, system and engines shared. `processor` is empty where the system does not tell it."""
+    """The machine that load, system and engines shared. `processor` is empty where the system does not tell it.
+
+    `open_files`: how many files, and so sockets, one process may hold.
+    """
 
     cores: int
     processor: str
     memory_gib: float
     kernel: str
+    open_files: int
     python: str
 
 
@@ -29,6 +34,7 @@ def machine() -> Machine:
         cores=os.cpu_count() or 1,
         processor=_processor(),
         memory_gib=round(memory, 1),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         kernel=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
     )

@@ -74,6 +74,7 @@ class Idle(msgspec.Struct, frozen=True, kw_only=True):
     """Sockets that do nothing: memory for each, CPU of all."""
 
     sockets: Annotated[int, _help("How many.", ge=1)] = 2000
+    direct: Annotated[bool, _help("All on the first websocket-server, past nginx (distributed mode).")] = False
     seconds: Annotated[float, _help("How long their CPU is watched.", gt=0)] = 10
     seed: Annotated[int, _help("The same seed is the same load.")] = 1
 

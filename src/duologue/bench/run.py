@@ -13,7 +13,7 @@ from typing import Final
 from duologue import __version__
 from duologue.bench.display import Display
 from duologue.bench.histogram import Histogram
-from duologue.bench.load.crowd import Crowd, crowd, names_of
+from duologue.bench.load.crowd import Crowd, Entrance, crowd, names_of
 from duologue.bench.load.recorder import Recorder
 from duologue.bench.machine import commit, machine
 from duologue.bench.meter import Meter
@@ -53,13 +53,19 @@ class Bench:
         self.processes = {name: len(pids) for name, pids in target.pids().items()}
 
     def crowd(
-        self, names: Sequence[str] | int, *, devices: int = 1, turns: int = 0, seed: int = 1
+        self,
+        names: Sequence[str] | int,
+        *,
+        devices: int = 1,
+        turns: int = 0,
+        seed: int = 1,
+        entrance: Entrance | None = None,
     ) -> AbstractAsyncContextManager[Crowd]:
-        """Connect users, of these names or so many; see `load.crowd.crowd`."""
+        """Connect users, of these names or so many, at the system's own entrance or another; see `load.crowd.crowd`."""
         self.display.begin("connecting users")
         listed = names_of(names) if isinstance(names, int) else names
         times = self.target.model_times
-        return crowd(self.target.entrance, listed, devices=devices, turns=turns, model=times, seed=seed)
+        return crowd(entrance or self.target.entrance, listed, devices=devices, turns=turns, model=times, seed=seed)
 
     async def watch_idle(self, seconds: float) -> None:
         """Note the CPU that everything uses without load."""

@@ -100,6 +100,12 @@ class Target:
             found["model"] = [self.model.pid]
         return found
 
+    def direct(self) -> Entrance:
+        """Return the entrance past nginx: sockets are on the first websocket-server. Raises StartRefused."""
+        system = self.system
+        server = system.server("websocket-server-1")
+        return Entrance(self.entrance.url, server.ws_url, system.jwt_secret)
+
     @property
     def socket_holders(self) -> str:
         """The role that holds clients' sockets."""

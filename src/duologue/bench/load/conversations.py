@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -14,6 +15,7 @@ from duologue.bench.load.user import LoadUser
 
 _MAKERS: Final = 4
 _GREETING_SECONDS: Final = 30.0
+_AGAIN_SECONDS: Final = 0.5
 
 
 class Conversations:
@@ -57,7 +59,7 @@ class Conversations:
             self.late += 1
 
     async def run(self) -> None:
-        """Make what is wanted, until cancelled. Raises OSError."""
+        """Make what is wanted, again if need be, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(_MAKERS):
                 tasks.create_task(self._make())
@@ -65,7 +67,13 @@ class Conversations:
     async def _make(self) -> None:
         while True:
             user = await self._wanted.get()
-            user.talk.following = await self._made(user)
+            with contextlib.suppress(
+                OSError, TimeoutError, msgspec.ValidationError
+            ):  # not let in: said by other sockets
+                user.talk.following = await self._made(user)
+            if not user.talk.following:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                self._wanted.put_nowait(user)
 
     async def _made(self, user: LoadUser) -> str:
         """Return a new conversation, as the greeting of a socket tells it that asks for one. Raises OSError."""

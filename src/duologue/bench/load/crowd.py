@@ -121,8 +121,11 @@ class Crowd:
             async with asyncio.TaskGroup() as tasks:
                 for device in self.devices:
                     tasks.create_task(connect(device))
-        except* (OSError, NotLetIn) as group:
-            raise StartRefused(_words(_first(group))) from group
+        except ExceptionGroup as group:
+            known = group.subgroup((OSError, NotLetIn))
+            if known is None:
+                raise
+            raise StartRefused(_words(_first(known))) from group
 
     def send(self, content: str, due: float) -> None:
         """Let the next user send."""
@@ -260,12 +263,17 @@ _Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 @asynccontextmanager
 async def _side_tasks() -> AsyncIterator[_Start]:
-    """Run what is given beside the context; it is cancelled at its end, and its failure ends the context."""
-    async with asyncio.TaskGroup() as group:
-        running: list[asyncio.Task[None]] = []
-        yield lambda work: running.append(group.create_task(work()))
+    """Run what is given beside the context; at its end they are cancelled, and what one of them raised is raised."""
+    running: list[asyncio.Task[None]] = []
+    try:
+        yield lambda work: running.append(asyncio.create_task(work()))
+    finally:
         for task in running:
             task.cancel()
+        ends = await asyncio.gather(*running, return_exceptions=True)
+    for end in ends:
+        if end is not None and not isinstance(end, asyncio.CancelledError):
+            raise end
 
 
 def _first(group: BaseException) -> BaseException:

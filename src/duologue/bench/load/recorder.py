@@ -21,6 +21,7 @@ BREACHES: Final = (
     "replies that differ from their pieces",
     "replies that differ between devices",
     "devices that could not come back",
+    "pages of the history that could not be read",
 )
 """What must not be, whatever the load."""
 

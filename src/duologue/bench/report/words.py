@@ -18,6 +18,7 @@ def facts(report: Report) -> Sequence[tuple[str, str]]:
         ("run again", report.arguments),
         ("duologue", f"{report.version}{checkout}, Python {machine.python}"),
         ("machine", f"{machine.cores} cores, {machine.processor}, {machine.memory_gib:g} GiB, {machine.kernel}"),
+        ("open files of a process", str(machine.open_files)),
         ("load", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.parameters.items())),
     ]
     if report.processes:
@@ -33,6 +34,8 @@ def facts(report: Report) -> Sequence[tuple[str, str]]:
 
 def verdict(report: Report) -> Sequence[str]:
     """Return whether all was correct, and if not, what was seen."""
+    if report.is_clean and not any(step.answered for step in report.steps):
+        return ["All correct: nothing was left unanswered."]
     if report.is_clean:
         answered = sum(step.answered for step in report.steps)
         return [

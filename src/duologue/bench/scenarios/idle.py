@@ -21,9 +21,10 @@ def needs(_: Idle) -> Needs:
 
 async def run(bench: Bench, asked: Idle) -> None:
     """See `Scenario`."""
-    async with bench.crowd(_WARM_SOCKETS, seed=asked.seed):
+    entrance = bench.target.direct() if asked.direct else bench.target.entrance
+    async with bench.crowd(_WARM_SOCKETS, seed=asked.seed, entrance=entrance):
         before = bench.meter.resident(await bench.meter.mark())
-        async with bench.crowd(asked.sockets, seed=asked.seed) as users:
+        async with bench.crowd(asked.sockets, seed=asked.seed, entrance=entrance) as users:
             attached = users.recorder.histograms["attach"]
             await asyncio.sleep(_SETTLE_SECONDS)
             held = bench.meter.resident(await bench.meter.mark()) - before
