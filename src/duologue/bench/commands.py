@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
@@ -31,6 +32,7 @@ def _option(name: str, annotation: Any) -> Any:
     ]
 
 
+@cache  # the system's options are those of every command, and every start of the program makes them
 def _fields(struct: type[msgspec.Struct]) -> list[inspect.Parameter]:
     hints = get_type_hints(struct, include_extras=True)
     return [

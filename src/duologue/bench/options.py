@@ -1,7 +1,5 @@
 """What may be asked of `duologue bench`: the options of its commands, declared once. Nothing heavy is imported here."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec

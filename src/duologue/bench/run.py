@@ -28,7 +28,6 @@ DRAIN_SECONDS: Final = 30.0
 _BUSY_SHARE: Final = 0.7
 _LATE_SHARE: Final = 0.01
 _WARM_UP_SECONDS: Final = {"embedded": 2.0, "running": 2.0, "distributed": 15.0}
-_LOAD_AT_ITS_END: Final = "load generator at its end"
 
 
 class Bench:
@@ -187,7 +186,8 @@ class Phase:
         step = self._measured(await self._bench.meter.mark(), drained_after)
         for each in (self.recorder, *self._also):
             self._bench.evidence += each.evidence
-        self._note_load(step)
+        if note := load_note(step):
+            self._bench.notes.append(note)
         return step
 
     def _measured(self, end: Sample, drained_after: float) -> Step:
@@ -220,11 +220,14 @@ class Phase:
             series=self._series,
         )
 
-    def _note_load(self, step: Step) -> None:
-        late = step.late / max(step.sent, 1)
-        if step.load_core_share > _BUSY_SHARE or late > _LATE_SHARE:
-            words = f"used {step.load_core_share:.0%} of a core and sent {late:.1%} late"
-            self._bench.notes.append(f"{_LOAD_AT_ITS_END} in {step.name}: it {words}; the figures are partly its own")
+
+def load_note(step: Step) -> str | None:
+    """Return what is to be said of a step in which the load itself was the limit, None if it was not."""
+    late = step.late / max(step.sent, 1)
+    if step.load_core_share <= _BUSY_SHARE and late <= _LATE_SHARE:
+        return None
+    words = f"used {step.load_core_share:.0%} of a core and sent {late:.1%} late"
+    return f"load generator at its end in {step.name}: it {words}; the figures are partly its own"
 
 
 def _hops(begin: Sample, end: Sample, messages: int) -> dict[str, Hop]:
