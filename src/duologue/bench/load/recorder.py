@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -12,7 +12,7 @@ from duologue.bench.load.arrivals import LATE_SECONDS
 
 _MOST_EVIDENCE: Final = 10
 
-BREACHES: Final = (
+Breach: TypeAlias = Literal[
     "unanswered messages",
     "failed replies",
     "doubled outcomes",
@@ -22,7 +22,7 @@ BREACHES: Final = (
     "replies that differ between devices",
     "devices that could not come back",
     "pages of the history that could not be read",
-)
+]
 """What must not be, whatever the load."""
 
 
@@ -106,7 +106,7 @@ class Recorder:
         self._delta_delay.record(seconds)
         self.window.delta_delay.append(seconds)
 
-    def breach(self, what: str, evidence: str, count: int = 1) -> None:
+    def breach(self, what: Breach, evidence: str, count: int = 1) -> None:
         """Something was seen that must not be."""
         self.breaches[what] += count
         if len(self.evidence) < _MOST_EVIDENCE:
