@@ -10,7 +10,7 @@ SEED ?= 1
 CHAOS_EMBEDDED ?= --kill duologue=300 --each 20 --minutes 5
 CHAOS_DISTRIBUTED ?= --kill ai-consumer=300,websocket-server=100,message-relay=100,api=100 --each 20 --minutes 5
 
-.PHONY: help install install-dev install-cluster run test chaos check format lock \
+.PHONY: help install install-dev install-cluster run test chaos bench-check bench-baseline check format lock \
   start-all start-dependencies start-backend stop-all restart-all status logs clean
 
 help: ## Show this list
@@ -59,6 +59,13 @@ chaos: install-dev install-cluster ## Try to break it for hours, in both modes; 
 	@$(BIN)/duologue chaos --seed $(SEED) --report chaos-report $(CHAOS_EMBEDDED)
 	@$(BIN)/duologue chaos --mode distributed --seed $(SEED) --report chaos-report $(CHAOS_DISTRIBUTED)
 	@CHAOS=1 $(BIN)/python -m pytest tests/chaos
+
+# About a minute; the machine should do nothing else. The committed figures are src/duologue/bench/baseline.json.
+bench-check: install ## Compare the CPU of a message with the committed figures; more than 25 % worse fails
+	@$(BIN)/python -m duologue.bench.guard
+
+bench-baseline: install ## Write the committed figures anew
+	@$(BIN)/python -m duologue.bench.guard --write
 
 check: install-dev ## Lint, types, import contracts
 	@$(BIN)/ruff check .

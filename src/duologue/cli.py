@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duologue import __version__
+from duologue.bench import commands as bench_commands
 from duologue.bench.mock_llm.command import mock_llm
 from duologue.dlq import commands as dlq_commands
 from duologue.domain.errors import DuologueError, StartRefused
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 
 app.add_typer(dlq_commands.app, name="dlq")
+app.add_typer(bench_commands.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

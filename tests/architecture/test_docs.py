@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from duologue.bench.chaos import checks
 from duologue.bench.mock_llm import config as mock_llm
+from duologue.bench.options import SCENARIOS, Load, Output, Where
 from duologue.config import settings_tables
 from duologue.observability import metrics
 from duologue.protocol import codes, frames
@@ -18,6 +20,7 @@ from duologue.protocol import codes, frames
 ROOT = Path(__file__).parents[2]
 RUNNING = ROOT / "docs/operations/running.md"
 CHAOS = ROOT / "docs/chaos.md"
+BENCH = ROOT / "docs/bench.md"
 MOCK_LLM = ROOT / "docs/mock-llm.md"
 PROTOCOL = ROOT / "docs/protocol.md"
 SETTINGS = ROOT / "docs/operations/settings.md"
@@ -53,6 +56,23 @@ def _mock_llm_row(setting: mock_llm.Setting) -> str:
     return f"| `{setting.option}` | `{setting.name}` | {default} | {scope} | {setting.meaning} |"
 
 
+def _bench_options() -> list[str]:
+    """Return a row for each option of `duologue bench`; a scenario's own name it."""
+    found = [_bench_row(field, struct, "") for struct in (Where, Output, Load) for field in struct.__struct_fields__]
+    for name, struct in SCENARIOS.items():
+        default = Load() if issubclass(struct, Load) else None
+        own = [each for each in struct.__struct_fields__ if getattr(default, each, None) != getattr(struct(), each)]
+        found += [_bench_row(each, struct, f"`{name}`: ") for each in own]
+    return found
+
+
+def _bench_row(field: str, struct: type[msgspec.Struct], before: str) -> str:
+    meta = get_type_hints(struct, include_extras=True)[field].__metadata__[0]
+    value = getattr(struct(), field)
+    shown = "" if value == "" or isinstance(value, bool) else f"{value}"
+    return f"| `--{field.replace('_', '-')}` | {shown} | {before}{meta.description} |"
+
+
 def _frame_types() -> list[str]:
     kinds = [*get_args(frames.ServerFrame), *get_args(frames.ClientFrame)]
     return sorted({str(kind.__struct_config__.tag) for kind in kinds})
@@ -77,6 +97,17 @@ def test_mock_llm_md_compared_with_its_configuration_is_complete() -> None:
         line for line in MOCK_LLM.read_text().splitlines() if re.match(r"\| `--[a-z0-9-]+` \| `[a-z0-9_]+` \|", line)
     ]
     assert written == table, "the table of options should be:\n" + "\n".join(table)
+
+
+def test_bench_md_compared_with_the_options_is_complete() -> None:
+    table = _bench_options()
+    written = [line for line in BENCH.read_text().splitlines() if line.startswith("| `--")]
+    assert written == table, "the table of options should be:\n" + "\n".join(table)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_bench_md_explains_each_scenario(name: str) -> None:
+    assert f"| `{name}` |" in BENCH.read_text()
 
 
 def test_settings_md_compared_with_the_settings_is_complete() -> None:

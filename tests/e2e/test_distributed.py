@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tests.support.socket_client import Client, connected
 from tests.support.users import guest
 
 from duologue.bench.distributed import DistributedSystem, RoleName
-from duologue.bench.load import connect_users
+from duologue.bench.load.crowd import Crowd, Entrance, names_of
 from duologue.bench.process import DuologueProcess, status_of
 
 _ROLES: Sequence[RoleName] = ("websocket-server", "ai-consumer", "message-relay", "api")
@@ -234,7 +233,8 @@ async def test_websocket_server_that_drains_sends_its_users_to_the_other_without
 async def test_new_connections_never_reach_a_websocket_server_that_drains(distributed: DistributedSystem) -> None:
     draining = distributed["websocket-server-1"]
     token = await guest(distributed.url)
-    await connect_users(distributed.url, draining.ws_url, 200, f"idle-{time.time_ns()}")  # it takes 2 s to close them
+    entrance = Entrance(distributed.url, draining.ws_url, distributed.jwt_secret)
+    await Crowd(entrance, names_of(200, "idle")).connect()  # it takes 2 s to close them
     draining.signal(signal.SIGTERM)
     await _until_not_ready(draining)
     met: list[str] = []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
+import time
 
 import pytest
 from tests.support.model_server import ModelServer
-from tests.support.users import unique
 
-from duologue.bench.load import LoadUser, connect_users, send_at_rate, until_answered
+from duologue.bench.load.crowd import Crowd, Entrance, crowd, names_of
 from duologue.bench.system import System
 
 
@@ -24,13 +23,13 @@ def system_settings() -> dict[str, str]:
     }
 
 
-async def _accepted_again(user: LoadUser) -> None:
+async def _accepted_again(users: Crowd) -> None:
     async with asyncio.timeout(20):
         while True:
-            before = len(user.refusals)
-            user.send("Hello again")
-            await until_answered([user], 10.0, refused=True)
-            if len(user.refusals) == before:
+            recorder = users.begin_phase()
+            users.send("Hello again", time.perf_counter())
+            await users.settled(10.0)
+            if recorder.answered:
                 return
             await asyncio.sleep(0.2)
 
@@ -39,16 +38,15 @@ async def test_messages_far_beyond_what_is_sustained_are_refused_at_once_or_answ
     system: System, model_server: ModelServer
 ) -> None:
     await model_server.configure(tokens=4, tps=20.0)
-    users = await connect_users(system.url, system.ws_url, 20, unique("load"))
+    async with crowd(Entrance(system.url, system.ws_url, system.jwt_secret), names_of(20, "load")) as users:
+        await users.send_at_rate(150.0, 4.0, seed=1)
+        left = await users.until_answered(40.0)
 
-    await send_at_rate(users, rate=150.0, seconds=4.0, content="Hello", seed=1)
-    left = await until_answered(users, 40.0, refused=True)
-
-    exchanges = [exchange for user in users for exchange in user.measured() if exchange.acked]
-    refusals = [seconds for user in users for seconds in user.refusals.values()]
-    assert left == 0
-    assert {code for user in users for code in user.errors} == {"overloaded"}
-    assert len(refusals) > len(exchanges) > 20
-    assert statistics.median(refusals) < 0.5
-    assert {(each.responses, each.failures, each.gaps, each.mismatches) for each in exchanges} == {(1, 0, 0, 0)}
-    await _accepted_again(users[0])
+        seen = users.recorder
+        assert left == 0
+        assert set(seen.errors) == {"overloaded"}
+        assert not seen.breaches, seen.evidence
+        assert seen.answered == seen.acked
+        assert seen.refused > seen.answered > 20
+        assert seen.histograms["refusal"].percentile(0.5) < 0.5
+        await _accepted_again(users)

@@ -56,17 +56,23 @@ class TokenIssuer:
         self._secret = secret
         self._clock = clock
 
-    def issue(self, user: UserKey, *, uid: str, kind: Kind, lifetime_seconds: int, name: str | None = None) -> str:
-        """Return a token for `user` that holds for `lifetime_seconds` from now."""
+    def issue(
+        self, user: UserKey, *, uid: str | None, kind: Kind, lifetime_seconds: int, name: str | None = None
+    ) -> str:
+        """Return a token for `user` that holds for `lifetime_seconds` from now.
+
+        Without `uid` it is a token as a product's own backend signs it.
+        """
         now = self._clock() // 1000
         claims: dict[str, Any] = {
             "sub": user.user_id,
-            "uid": uid,
             "tenant": user.tenant,
             "kind": kind,
             "iat": now,
             "exp": now + lifetime_seconds,
         }
+        if uid is not None:
+            claims["uid"] = uid
         if name is not None:
             claims["name"] = name
         return jwt.encode(claims, self._secret, algorithm=ALGORITHM)

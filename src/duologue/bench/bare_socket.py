@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -148,15 +149,19 @@ class BareSocket(asyncio.Protocol):
 
 
 async def open_socket(url: str, on_text: Callable[[bytes], None], on_close: Callable[[int], None]) -> BareSocket:
-    """Connect to a `ws://` URL.
+    """Connect to a `ws://` or `wss://` URL.
 
     Raises:
         OSError: nothing listens there, or the handshake is refused (ConnectionError).
     """
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
+    secure = parts.scheme == "wss"
     _, socket = await loop.create_connection(
-        lambda: BareSocket(on_text, on_close), parts.hostname or "127.0.0.1", parts.port or 80
+        lambda: BareSocket(on_text, on_close),
+        parts.hostname or "127.0.0.1",
+        parts.port or (443 if secure else 80),
+        ssl=ssl.create_default_context() if secure else None,
     )
     key = base64.b64encode(os.urandom(16)).decode()
     request = (

@@ -61,9 +61,16 @@ class DistributedSystem:
         folder: for the processes' logs and nginx; it is there.
         engines: where they are.
         environment: more settings, for all roles.
+        processes: how many of each role.
     """
 
-    def __init__(self, folder: Path, engines: SharedEngines, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engines: SharedEngines,
+        environment: Mapping[str, str],
+        processes: Mapping[RoleName, int] = PROCESSES,
+    ) -> None:
         self.jwt_secret = secrets.token_urlsafe(48)
         self._folder = folder
         self._environment = {
@@ -73,7 +80,7 @@ class DistributedSystem:
             **environment,
         }
         self._processes: dict[str, DuologueProcess] = {}
-        for role, number in PROCESSES.items():
+        for role, number in processes.items():
             for _ in range(number):
                 self._add(role)
         self.nginx = NginxServer(
@@ -186,7 +193,10 @@ class DistributedSystem:
 
 @asynccontextmanager
 async def distributed_system(
-    folder: Path, engines: SharedEngines, environment: Mapping[str, str]
+    folder: Path,
+    engines: SharedEngines,
+    environment: Mapping[str, str],
+    processes: Mapping[RoleName, int] = PROCESSES,
 ) -> AsyncIterator[DistributedSystem]:
     """Start a distributed system, ready; it ends with the context. For the arguments see `DistributedSystem`.
 
@@ -194,7 +204,7 @@ async def distributed_system(
         EngineMissing: there is no nginx.
         StartRefused: it does not start.
     """
-    system = DistributedSystem(folder, engines, environment)
+    system = DistributedSystem(folder, engines, environment, processes)
     try:
         await system.start()
         yield system

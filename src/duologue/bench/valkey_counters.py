@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from io import BufferedRWPair
 from typing import Final, NamedTuple
 
@@ -44,9 +45,10 @@ class ValkeyCounters:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with suppress(OSError):  # a question that was not sent yet, to a server that is gone
+                stream.close()
 
     def read(self) -> Traffic:
         """Return what has gone over its connections since it was started.

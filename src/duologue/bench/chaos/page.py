@@ -12,6 +12,7 @@ from duologue.bench.chaos.history import Happened, History
 from duologue.bench.chaos.plan import role_of
 from duologue.bench.chaos.report import Report, Spread
 from duologue.bench.chaos.timing import Waited, waits
+from duologue.bench.html_page import document, facts_table, number_table
 
 _WIDTH: Final = 1400
 _LEFT: Final = 130
@@ -22,18 +23,9 @@ _LEAST_SECONDS: Final = 0.01
 _MOST_SECONDS: Final = 120.0
 
 _STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --faint: #8a8a8a; --line: #d8d8d8; --paper: #fff;
-  --good: #177245; --bad: #b3261e; --first: #3b6fd1; --whole: #b9c8e6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --faint: #8f8f8f; --line: #3a3a3a; --paper: #141414;
-  --good: #5fc08d; --bad: #ff8a80; --first: #7fa7f5; --whole: #3d4f74; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1440px;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.good { color: var(--good); } .bad { color: var(--bad); } code { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
-.grid { stroke: var(--line); } .first { fill: var(--first); } .whole { fill: var(--whole); }
+:root { --first: #3b6fd1; --whole: #b9c8e6; }
+@media (prefers-color-scheme: dark) { :root { --first: #7fa7f5; --whole: #3d4f74; } }
+.first { fill: var(--first); } .whole { fill: var(--whole); }
 .kill { fill: #d64545; } .term { fill: #d98e32; } .pause { fill: #8d6fd1; } .flush, .restart { fill: #c24f9b; }
 .other { fill: #5f9ea0; } .healing { opacity: .25; }
 """
@@ -41,19 +33,15 @@ svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; 
 
 def page(report: Report, history: History) -> str:
     """Return the page."""
-    return "".join(
-        [
-            "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-            f"<title>duologue chaos: {report.mode}, seed {report.seed}</title><style>{_STYLE}</style>",
-            f"<h1>duologue chaos: {report.mode}, seed {report.seed}</h1>",
-            _verdict(report),
-            _timeline(history),
-            _figures(report),
-            _faults(report),
-            _invariants(report),
-            _breaches(report),
-        ]
-    )
+    parts = [
+        _verdict(report),
+        _timeline(history),
+        _figures(report),
+        _faults(report),
+        _invariants(report),
+        _breaches(report),
+    ]
+    return document(f"duologue chaos: {report.mode}, seed {report.seed}", _STYLE, parts)
 
 
 def _verdict(report: Report) -> str:
@@ -80,8 +68,7 @@ def _figures(report: Report) -> str:
         ("whole reply", _spread(report.whole_reply)),
         ("kill to the first piece of the next attempt", _spread(report.resumed_after_kill)),
     ]
-    body = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}" for name, value in rows)
-    return f"<h2>Figures</h2><table>{body}</table>"
+    return f"<h2>Figures</h2>{facts_table(rows)}"
 
 
 def _listed(counts: dict[str, int]) -> str:
@@ -103,11 +90,8 @@ def _faults(report: Report) -> str:
             if healed
             else ["", "", ""]
         )
-        rows.append(
-            f"<tr><td>{html.escape(name)}<td class=n>{count}" + "".join(f"<td class=n>{cell}" for cell in cells)
-        )
-    head = "<tr><th>fault<th class=n>times<th class=n>healed after, p50<th class=n>p99<th class=n>longest"
-    return f"<h2>Faults</h2><table>{head}{''.join(rows)}</table>"
+        rows.append([name, str(count), *cells])
+    return f"<h2>Faults</h2>{number_table(('fault', 'times', 'healed after, p50', 'p99', 'longest'), rows)}"
 
 
 def _invariants(report: Report) -> str:
