@@ -22,6 +22,7 @@ _END_TO_END = Path(__file__).parent / "e2e"
 pytest.register_assert_rewrite("tests.support.crowd", "tests.support.witness")  # so that they tell what they compare
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Make two groups, for `make test` to run side by side: end-to-end tests mostly wait, the others mostly compute."""
     for item in items:
