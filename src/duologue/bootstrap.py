@@ -32,10 +32,11 @@ from duologue.delivery.stream import UserStreams
 from duologue.domain.clock import wall_clock
 from duologue.domain.errors import DuologueError, OwnershipLost, RedisUnavailable, Retryable, StartRefused
 from duologue.domain.records import INCOMING_TOPIC
-from duologue.engines.data_dir import locked_data_dir, made_data_dir
+from duologue.engines.data_dir import made_data_dir
 from duologue.engines.redis import Redis
 from duologue.engines.redis_address import shared_redis_url
 from duologue.engines.valkey import bundled_valkey
+from duologue.listener import bind
 from duologue.llm.breaker import BreakerPolicy, CircuitBreaker
 from duologue.llm.builtin import open_builtin, reach_builtin
 from duologue.llm.choice import Candidate, ModelChain, Provider
@@ -49,7 +50,7 @@ from duologue.log.valkey_streams import open_streams_log
 from duologue.message_relay.worker import MessageRelay
 from duologue.observability.logging import configure_logging
 from duologue.open_files import raise_file_limit
-from duologue.runner import Role, Runner, bind, http_server
+from duologue.runner import Role, Runner, http_server
 from duologue.store.database import Database, backend_of, open_database
 from duologue.store.migrate import migrate, migrate_sql
 from duologue.websocket_server import app as socket_routes
@@ -94,18 +95,21 @@ class Part:
     root_routers: Sequence[APIRouter] = ()
 
 
-async def run_embedded(settings: Settings) -> None:
+async def run_embedded(settings: Settings, data_dir: Path, listener: socket.socket) -> None:
     """Run every role in this process until a signal ends it.
 
+    Args:
+        settings: of the process.
+        data_dir: its folder, locked.
+        listener: its address, where clients may be waiting already.
+
     Raises:
-        StartRefused: it cannot start as it is configured, or it runs already on this data folder.
+        StartRefused: it cannot start as it is configured.
         Permanent: a role cannot go on.
     """
     began = time.monotonic()
     _set_up_process(settings)
     async with AsyncExitStack() as stack:
-        data_dir = stack.enter_context(locked_data_dir(settings.data_dir))
-        listener = stack.enter_context(bind(settings.host, settings.port))
         secret = _secret(settings, data_dir)
         models = await stack.enter_async_context(_open_models(settings, data_dir / "model.log"))
         engines = await stack.enter_async_context(_open_own_engines(settings, data_dir))

@@ -47,10 +47,15 @@ def _root(
 @app.command()
 def up() -> None:
     """Start everything in one process: embedded mode."""
-    from duologue.bootstrap import run_embedded
     from duologue.config import load_settings
+    from duologue.engines.data_dir import locked_data_dir
+    from duologue.listener import listen
 
-    _run(run_embedded(load_settings()))
+    settings = load_settings()
+    with locked_data_dir(settings.data_dir) as data_dir, listen(settings.host, settings.port) as listener:
+        from duologue.bootstrap import run_embedded  # takes a second, for which clients wait at the open door
+
+        _run(run_embedded(settings, data_dir, listener))
 
 
 @app.command(name="websocket-server")

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp
 
 from duologue.api.request_protocol import RequestProtocol
 from duologue.config import Settings
-from duologue.domain.errors import Retryable, StartRefused
+from duologue.domain.errors import Retryable
+from duologue.listener import BACKLOG
 from duologue.observability.metrics import LOOP_FAILURES
 
 _log = structlog.get_logger(__name__)
@@ -48,24 +49,6 @@ class Role(Protocol):
     async def drain(self, deadline_seconds: float, /) -> None:
         """Take nothing new, finish what was accepted within the deadline; `run` returns after that."""
         ...
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything else is started.
-
-    Raises:
-        StartRefused: another program has it, or there is no such address.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with contextlib.ExitStack() as undo:
-            bound = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind((host, port))
-            undo.pop_all()
-    except OSError as error:
-        raise StartRefused(f"cannot listen on {host}:{port}: {error.strerror or error}. Set HOST or PORT.") from error
-    return bound
 
 
 class HttpServer(uvicorn.Server):
@@ -102,6 +85,7 @@ def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.
             ws_ping_interval=PING_INTERVAL_SECONDS,
             ws_ping_timeout=PONG_TIMEOUT_SECONDS,
             lifespan="off",
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,

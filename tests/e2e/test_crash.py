@@ -11,10 +11,12 @@ from tests.support.crowd import crowd
 from tests.support.model_server import ModelServer
 from tests.support.witness import Witness
 
+from duologue.bench.processes import descendants
 from duologue.bench.system import EmbeddedSystem, System
 
 _USERS = 12
 _MESSAGES = 3
+_START_SECONDS = 60.0
 
 
 def _send_all(users: Sequence[Witness]) -> None:
@@ -53,6 +55,27 @@ async def test_system_killed_right_after_acks_loses_no_message(
         await system.kill()
         await system.start()
         await together.assert_kept(model_server)
+
+
+async def test_client_that_connects_while_the_system_starts_waits_and_is_served(embedded: EmbeddedSystem) -> None:
+    await embedded.kill()
+    await embedded.spawn()
+    reader, writer = await _connected(embedded.port)
+    assert not descendants(embedded.pid), "it let nobody in before its engines ran"
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(_START_SECONDS):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await embedded.until_ready()
+
+
+async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async with asyncio.timeout(_START_SECONDS):
+        while True:
+            try:
+                return await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.005)
 
 
 @pytest.mark.timeout(240)  # three starts of all processes

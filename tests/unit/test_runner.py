@@ -14,8 +14,9 @@ from starlette.applications import Starlette
 
 from duologue.config import Settings
 from duologue.domain.errors import ConsumerRefused, OwnershipLost, StartRefused
+from duologue.listener import bind
 from duologue.open_files import raise_file_limit
-from duologue.runner import Runner, bind, http_server
+from duologue.runner import Runner, http_server
 from duologue.websocket_server.transport import SocketProtocol
 
 

@@ -22,7 +22,8 @@ from duologue.config import Settings
 from duologue.domain.errors import DuologueError, LogUnavailable
 from duologue.domain.records import INCOMING_TOPIC, RESPONSES_TOPIC
 from duologue.engines.data_dir import made_data_dir
-from duologue.runner import bind, http_server
+from duologue.listener import bind
+from duologue.runner import http_server
 from duologue.store.dead_letters import DeadLetter, insert_dead_letters
 from duologue.websocket_server.transport import SocketProtocol
 

@@ -13,7 +13,8 @@ from starlette.routing import Route
 
 from duologue.api import request_protocol
 from duologue.config import Settings
-from duologue.runner import bind, http_server
+from duologue.listener import bind
+from duologue.runner import http_server
 from duologue.websocket_server.transport import SocketProtocol
 
 _WAIT_SECONDS = 10.0

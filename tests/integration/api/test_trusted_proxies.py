@@ -23,7 +23,8 @@ from websockets.asyncio.client import connect
 
 from duologue.api.client_address import client_address
 from duologue.config import Settings
-from duologue.runner import bind, http_server
+from duologue.listener import bind
+from duologue.runner import http_server
 from duologue.websocket_server.transport import SocketProtocol
 
 _GARBAGE = [
