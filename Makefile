@@ -52,7 +52,7 @@ clean: ## Stop it and remove its data; FORCE=1 does not ask
 
 test: install-dev ## Run every test (sets up what it needs on a fresh machine)
 	@bash tests/prepare.sh
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
 # SEED=n makes another plan; CHAOS_EMBEDDED and CHAOS_DISTRIBUTED say how much of what. About four hours.
 chaos: install-dev install-cluster ## Try to break it for hours, in both modes; then builds broken on purpose

@@ -11,23 +11,30 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from tests.support.missing import needs_engine
 from tests.support.proxied_kafka import ProxiedKafka
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from duologue.cluster.kafka import KafkaServer
 from duologue.cluster.postgres import PostgresServer
 from duologue.cluster.valkey import ValkeyServer
 from duologue.store.migrate import migrate
 
-_END_TO_END = Path(__file__).parent / "e2e"
+_END_TO_END = "tests/e2e/"
 
 pytest.register_assert_rewrite("tests.support.crowd", "tests.support.witness")  # so that they tell what they compare
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make two groups, for `make test` to run side by side: end-to-end tests mostly wait, the others mostly compute."""
-    for item in items:
-        group = "end-to-end" if item.path.is_relative_to(_END_TO_END) else "parts"
-        item.add_marker(pytest.mark.xdist_group(group))
+class _TwoGroups(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Gives end-to-end tests, which mostly wait, to one process, and all others, which mostly compute, to another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "end-to-end" if nodeid.startswith(_END_TO_END) else "parts"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _TwoGroups:
+    """Choose how `make test` runs the tests in two processes."""
+    return _TwoGroups(config, log)
 
 
 @pytest.fixture(scope="session")
