@@ -32,8 +32,9 @@ _TOKENS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([^\r])", re.DOTALL)
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """An environment with a settings folder of its own."""
-    return {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "TERM": "xterm-256color"}
+    """An environment with a settings folder of its own, and without the size of the terminal that the tests run in."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return {**ours, "XDG_CONFIG_HOME": str(tmp_path), "TERM": "xterm-256color"}
 
 
 async def pipe(url: str, said: bytes, home: dict[str, str], *options: str) -> tuple[int | None, str, str]:
