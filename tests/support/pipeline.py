@@ -99,10 +99,17 @@ class PluggedDatabase:
         return await self._database.read(query, *args, **kwargs)
 
     async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        await self._pass(query)
+        return await self._database.write(query, *args, **kwargs)
+
+    async def autocommit(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        await self._pass(query)
+        return await self._database.autocommit(query, *args, **kwargs)
+
+    async def _pass(self, query: Callable[..., object]) -> None:
         self._plug.check(StoreUnavailable)
         if pause := self._plug.pauses.get(getattr(query, "__name__", "")):
             await pause.wait()
-        return await self._database.write(query, *args, **kwargs)
 
     async def check(self) -> None:
         self._plug.check(StoreUnavailable)

@@ -111,10 +111,10 @@ class Completer:
                 each.stored.set_exception(error)
 
     async def _store_together(self, batch: Sequence[_Due], marks: Sequence[str]) -> None:
+        letters = any(each.dead_letter for each in batch)
+        run = self._database.write if letters else self._database.autocommit  # one statement, but for the letters
         with STORE_SECONDS.labels("complete").time():
-            held = await until_done(
-                lambda: self._database.write(_complete, batch, marks, self._clock()), what="complete"
-            )
+            held = await until_done(lambda: run(_complete, batch, marks, self._clock()), what="complete")
         for each in batch:
             if not each.stored.done():  # else its reply was cancelled
                 each.stored.set_result(each.completion.reply_id in held)

@@ -22,7 +22,7 @@ from duologue.ai_consumer.reply import Reply, Writing
 from duologue.ai_consumer.request import Request, Requests
 from duologue.ai_consumer.service_times import ServiceTimes
 from duologue.ai_consumer.stops import Stops
-from duologue.ai_consumer.tick import Tick, run_tick
+from duologue.ai_consumer.tick import Tick, Ticks
 from duologue.ai_consumer.tries import Asking
 from duologue.config import Settings
 from duologue.delivery.applier import OrderedApplier
@@ -49,13 +49,10 @@ from duologue.log.dead_letters import DeadLetterBox, unprocessed
 from duologue.log.intake import Intake
 from duologue.log.port import Log, LogRecord, Partition
 from duologue.log.role_tasks import RoleTasks, role_tasks
-from duologue.log.until_done import until_done
 from duologue.observability.metrics import (
-    BATCH_MESSAGES,
     LOOP_FAILURES,
     PENDING_MESSAGES,
     REPLIES_RUNNING,
-    STORE_SECONDS,
 )
 from duologue.store.database import Database, StoreRefused
 from duologue.store.dead_letters import DeadLetter, keep_dead_letter
@@ -87,7 +84,7 @@ class AiConsumer:
     ) -> None:
         self._database = database
         self._clock = clock
-        self._owner = settings.server_id
+        self._ticks = Ticks(database, settings.server_id, clock)
         self._leaving = Leaving(database, clock, seconds=settings.drain_seconds)
         self._dispatcher: Dispatcher[Request] = Dispatcher(
             max_running=settings.workers, max_running_per_user=settings.user_max_workers
@@ -115,7 +112,7 @@ class AiConsumer:
         self._applier = OrderedApplier(streams, on_poison=self._on_poisoned_echo)
         self._completer = Completer(database, clock)
         self._box = DeadLetterBox(log.producer, self._keep)
-        self._stops = Stops(database, streams, self._completer, owner=self._owner, clock=clock)
+        self._stops = Stops(database, streams, self._completer, owner=settings.server_id, clock=clock)
         self._answering = Answering(self._completer, self._stops, clock)
         self._publisher = Publisher(log.producer, self._completer, self._box)
         self._intake = Intake(
@@ -284,7 +281,7 @@ class AiConsumer:
 
     async def _store(self, fresh: Sequence[Request], taken: Sequence[Request]) -> None:
         try:
-            tick = await self._run_tick(fresh, taken)
+            tick = await self._ticks.run(fresh, taken)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is about these messages: which one is found out
             LOOP_FAILURES.labels("store").inc()
             _log.warning("batch_refused", messages=len(fresh), error=str(error), exc_info=_unexpected(error))
@@ -297,7 +294,7 @@ class AiConsumer:
         for request in fresh:
             starting = [request] if request in taken else []
             try:
-                tick = await self._run_tick([request], starting)
+                tick = await self._ticks.run([request], starting)
             except Exception as error:  # noqa: BLE001 - as above; now it is known which
                 self._leave(request)
                 _log.warning("message_set_aside", correlation_id=request.record.correlation_id, error=str(error))
@@ -305,22 +302,7 @@ class AiConsumer:
             else:
                 self._settle([request], starting, tick)
         if waiting := [request for request in taken if request not in fresh]:
-            self._settle([], waiting, await self._run_tick([], waiting))
-
-    async def _run_tick(self, fresh: Sequence[Request], taken: Sequence[Request]) -> Tick:
-        """Run the transaction; while the store is away it is repeated, and nothing moves."""
-        starting = set(taken)
-        start = {place for place, request in enumerate(fresh) if request in starting}
-        waiting = [request.reply_id for request in taken if request.stored is not None]
-        batch = [request.incoming for request in fresh]
-        with STORE_SECONDS.labels("accept").time():
-            tick = await until_done(
-                lambda: self._database.write(run_tick, batch, start, waiting, self._owner, self._clock()),
-                what="store_messages",
-            )
-        if batch:
-            BATCH_MESSAGES.observe(len(batch))
-        return tick
+            self._settle([], waiting, await self._ticks.run([], waiting))
 
     def _settle(self, fresh: Sequence[Request], taken: Sequence[Request], tick: Tick) -> None:
         for request, entry in zip(fresh, tick.stored, strict=True):

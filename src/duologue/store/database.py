@@ -46,6 +46,18 @@ class Database(Protocol):
         """
         ...
 
+    async def autocommit(self, query: Query[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a query each of whose statements may be a transaction of its own, as one that is the whole change.
+
+        On PostgreSQL each is, which spares the round trips of BEGIN and COMMIT. On SQLite, where these cost nothing,
+        it is the same as `write`.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached; statements before that have taken place.
+            StoreRefused: it refuses the data of a statement.
+        """
+        ...
+
     async def check(self) -> None:
         """Return if the database answers and this program can work with its schema: `require_schema`.
 

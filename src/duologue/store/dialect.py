@@ -46,6 +46,41 @@ def _store_clock_postgresql(_element: _StoreClock, _compiler: SQLCompiler, **_kw
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
+class _JsonRows(FunctionElement[Any]):
+    inherit_cache = True
+    type = sa.types.NullType()  # JSON as the driver gives it, for `read_json`
+
+
+def json_rows(*columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return what aggregates rows into one JSON array with an array for each row, in no certain order: a list in one
+    column of another row. Of no rows it is NULL on PostgreSQL and an empty array on SQLite."""
+    return _JsonRows(*columns)
+
+
+@compiles(_JsonRows, "sqlite")
+def _json_rows_sqlite(element: _JsonRows, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"json_group_array(json_array({compiler.process(element.clauses, **kwargs)}))"
+
+
+@compiles(_JsonRows, "postgresql")
+def _json_rows_postgresql(element: _JsonRows, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"json_agg(json_build_array({compiler.process(element.clauses, **kwargs)}))"
+
+
+def record_set(name: str, parameter: str, columns: Sequence[sa.Column[Any]]) -> sa.FromClause:
+    """Return a table of PostgreSQL that is made of a parameter: JSON text, an array with an object for each row. So
+    one statement takes any number of rows.
+
+    Args:
+        name: of the table.
+        parameter: the bound parameter's name.
+        columns: names and types, which are the objects' fields.
+    """
+    rows = sa.cast(sa.bindparam(parameter, type_=sa.Text), postgresql.JSON)
+    fields = [sa.column(column.name, column.type) for column in columns]
+    return sa.func.json_to_recordset(rows).table_valued(*fields).render_derived(name=name, with_types=True)
+
+
 def lock_migrations(conn: Connection) -> None:
     """Wait until no other process migrates this database, and keep others from it until the transaction ends. On SQLite
     a transaction that writes has the file for itself anyway."""

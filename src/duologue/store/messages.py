@@ -78,23 +78,23 @@ class Refused(msgspec.Struct, frozen=True):
 Stored: TypeAlias = StoredRequest | Refused
 
 
-class _Thread(msgspec.Struct):
-    """A conversation, locked, while messages are added to it."""
+class Thread(msgspec.Struct):
+    """A conversation while messages are added to it."""
 
     id: str
     uid: str
     title: str | None
     next_position: int
     next_turn: int
-    deleted: bool
-    user_deleted: bool
+    deleted: bool = False
+    user_deleted: bool = False
     grown: bool = False
 
 
 class _View(msgspec.Struct):
     """What a batch meets in the store, kept up to date while its records enter one by one."""
 
-    threads: dict[str, _Thread]
+    threads: dict[str, Thread]
     versions: dict[str, list[StoredRequest]]
     deleted: set[str]
     deleted_users: set[str]
@@ -111,11 +111,11 @@ class _View(msgspec.Struct):
             return self._regenerate(record, versions, thread)
         if versions:
             return versions[0]
-        request = _draw(record, thread)
+        request = draw(record, thread)
         self.versions[record.message_id] = [msgspec.structs.replace(request, fresh=False)]
         return request
 
-    def _regenerate(self, record: RegenerateRequested, versions: Sequence[StoredRequest], thread: _Thread) -> Stored:
+    def _regenerate(self, record: RegenerateRequested, versions: Sequence[StoredRequest], thread: Thread) -> Stored:
         """Ask for another version, if the one that the record names has ended and nobody has asked already."""
         if not versions:
             return Refused(record.message_id, "message_unknown")
@@ -124,7 +124,7 @@ class _View(msgspec.Struct):
                 return successor or self._draw_version(record, version, thread)
         return Refused(record.message_id, "superseded")
 
-    def _draw_version(self, record: RegenerateRequested, replaced: StoredRequest, thread: _Thread) -> StoredRequest:
+    def _draw_version(self, record: RegenerateRequested, replaced: StoredRequest, thread: Thread) -> StoredRequest:
         request = msgspec.structs.replace(
             replaced,
             reply_id=new_id(),
@@ -144,7 +144,7 @@ class _View(msgspec.Struct):
         return request
 
     def _refusal(
-        self, record: MessageSubmitted | RegenerateRequested, thread: _Thread, versions: Sequence[StoredRequest]
+        self, record: MessageSubmitted | RegenerateRequested, thread: Thread, versions: Sequence[StoredRequest]
     ) -> RefusedReason | None:
         """Tell why a record's conversation does not take it: None if it does (rules Users, Conversations)."""
         if thread.uid != record.uid:
@@ -216,7 +216,7 @@ _STANDING: Final = (
 )
 _VERSIONS: Final = _STANDING.where(is_one_of(messages.c.id)).order_by(messages.c.id, _reply.c.generation)
 
-_INSERTED: Final = (
+INSERTED: Final = (
     "id",
     "tenant",
     "user_id",
@@ -227,6 +227,9 @@ _INSERTED: Final = (
     "reply_to",
     "turn",
     "state",
+    "attempt",
+    "owner",
+    "claimed_at",
     "content",
     "metadata",
     "client_id",
@@ -240,7 +243,7 @@ _INSERTED: Final = (
     "updated_at",
 )
 _INSERT: Final = Prepared(
-    sa.insert(messages).values({name: sa.bindparam(name, type_=messages.c[name].type) for name in _INSERTED})
+    sa.insert(messages).values({name: sa.bindparam(name, type_=messages.c[name].type) for name in INSERTED})
 )
 
 _GROW: Final = Prepared(
@@ -281,14 +284,14 @@ def store_messages(conn: Connection, batch: Sequence[Incoming], now: int) -> lis
     for incoming in batch:
         entry = view.enter(incoming.record)
         if isinstance(entry, StoredRequest) and entry.fresh:
-            rows += _rows_of(incoming, entry, now)
+            rows += rows_of(incoming, entry, now)
         entries.append(entry)
-    _write(conn, rows, threads.values(), now)
+    write_rows(conn, rows, threads.values(), now)
     return entries
 
 
-def _lock_threads(conn: Connection, ids: Iterable[str]) -> dict[str, _Thread]:
-    return {row[0]: _Thread(*row) for row in _LOCK.rows(conn, {"ids": list(ids)})}
+def _lock_threads(conn: Connection, ids: Iterable[str]) -> dict[str, Thread]:
+    return {row[0]: Thread(*row) for row in _LOCK.rows(conn, {"ids": list(ids)})}
 
 
 def _standing(conn: Connection, message_ids: Sequence[str]) -> tuple[dict[str, list[StoredRequest]], set[str]]:
@@ -302,13 +305,13 @@ def _standing(conn: Connection, message_ids: Sequence[str]) -> tuple[dict[str, l
     return versions, {row[0] for row in known if row[1]}
 
 
-def _deleted_strangers(conn: Connection, batch: Sequence[Incoming], threads: dict[str, _Thread]) -> set[str]:
+def _deleted_strangers(conn: Connection, batch: Sequence[Incoming], threads: dict[str, Thread]) -> set[str]:
     """Return which users of records without a conversation were deleted: nothing to ask in the common case."""
     strangers = {incoming.record.uid for incoming in batch if incoming.record.conversation_id not in threads}
     return deleted_users(conn, sorted(strangers))
 
 
-def _draw(record: MessageSubmitted, thread: _Thread) -> StoredRequest:
+def draw(record: MessageSubmitted, thread: Thread) -> StoredRequest:
     """Give a new message the next position of its conversation and its request the next turn."""
     position, turn = thread.next_position, thread.next_turn
     thread.next_position += 1
@@ -339,9 +342,11 @@ def _draw(record: MessageSubmitted, thread: _Thread) -> StoredRequest:
     )
 
 
-def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> list[dict[str, Any]]:
-    """Return the row of a message, if it is new, and that of the request for its answer. Both have every column, so
-    that one statement inserts both kinds."""
+def rows_of(
+    incoming: Incoming, request: StoredRequest, now: int, *, claimed_by: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the row of a message, if it is new, and that of the request for its answer, which a worker may have
+    claimed already. Both have every column, so that one statement inserts both kinds."""
     shared = {
         "tenant": request.tenant,
         "user_id": request.uid,
@@ -362,6 +367,9 @@ def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> list[dict[
         "reply_to": None,
         "turn": None,
         "state": "stored",
+        "attempt": 0,
+        "owner": None,
+        "claimed_at": None,
         "content": request.content,
         "metadata": request.metadata,
         "client_id": request.client_id,
@@ -373,7 +381,10 @@ def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> list[dict[
         "generation": request.generation,
         "reply_to": request.message_id,
         "turn": request.turn,
-        "state": "queued",
+        "state": "queued" if claimed_by is None else "generating",
+        "attempt": 0 if claimed_by is None else 1,
+        "owner": claimed_by,
+        "claimed_at": None if claimed_by is None else now,
         "content": "",
         "metadata": None,
         "client_id": None,
@@ -382,7 +393,8 @@ def _rows_of(incoming: Incoming, request: StoredRequest, now: int) -> list[dict[
     return [message, reply] if request.generation == 1 else [reply]
 
 
-def _write(conn: Connection, rows: list[dict[str, Any]], threads: Iterable[_Thread], now: int) -> None:
+def write_rows(conn: Connection, rows: Sequence[dict[str, Any]], threads: Iterable[Thread], now: int) -> None:
+    """Write rows, and the counters of the conversations that have grown by them; the caller has these locked."""
     grown = [
         {
             "thread_id": thread.id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -11,8 +11,9 @@ from sqlalchemy import Connection
 
 from duologue.domain.records import OutcomeRecord, ReplyCompleted, ReplyFailed, Usage
 from duologue.store.dead_letters import DeadLetter, insert_dead_letters
+from duologue.store.dialect import record_set, to_json
 from duologue.store.prepared import Prepared, is_one_of
-from duologue.store.schema import messages, users
+from duologue.store.schema import JSON, messages, users
 
 Outcome: TypeAlias = Literal["complete", "failed", "stopped"]
 
@@ -40,34 +41,67 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     processing_time_ms: int | None = None
 
 
-_FENCE: Final = Prepared(
-    sa.select(messages.c.id, messages.c.attempt)
-    .where(
+_HELD: Final = Prepared(
+    sa.select(messages.c.id, messages.c.attempt).where(
         is_one_of(messages.c.id),
         messages.c.state == sa.literal_column("'generating'"),
     )
-    .order_by(messages.c.id)
-    .with_for_update()
 )
 
+
+def _ended(value: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what the end of a reply sets; `value` gives a completion's values by their names in `_values`."""
+    return {
+        "state": value("outcome"),
+        "content": value("text"),
+        "model": value("model_used"),
+        "finish_reason": value("reason"),
+        "usage": value("tokens"),
+        "error": value("failure"),
+        "processing_time_ms": value("took_ms"),
+        "completed_at": value("ended_at"),
+        "leaving_until": None,
+        "updated_at": sa.bindparam("now"),
+    }
+
+
 _COMPLETE: Final = Prepared(
-    sa.update(messages)
-    .where(messages.c.id == sa.bindparam("reply_id"))
-    .values(
-        state=sa.bindparam("outcome"),
-        content=sa.bindparam("text"),
-        model=sa.bindparam("model_used"),
-        finish_reason=sa.bindparam("reason"),
-        usage=sa.bindparam("tokens"),
-        error=sa.bindparam("failure"),
-        processing_time_ms=sa.bindparam("took_ms"),
-        completed_at=sa.bindparam("ended_at"),
-        leaving_until=None,
-        updated_at=sa.bindparam("now"),
-    )
+    sa.update(messages).where(messages.c.id == sa.bindparam("reply_id")).values(_ended(sa.bindparam))
 )
 
 _PUBLISHED: Final = Prepared(sa.update(messages).where(is_one_of(messages.c.id)).values(published=True))
+
+# The same in one statement, for PostgreSQL. The reply's row is tested and changed in one go: what another worker
+# changes meanwhile is waited for and tested again.
+_due = record_set(
+    "due",
+    "rows",
+    [
+        sa.Column("reply_id", sa.Text),
+        sa.Column("held", sa.Integer),
+        sa.Column("outcome", sa.Text),
+        sa.Column("text", sa.Text),
+        sa.Column("model_used", sa.Text),
+        sa.Column("reason", sa.Text),
+        sa.Column("tokens", JSON),
+        sa.Column("failure", JSON),
+        sa.Column("took_ms", sa.Integer),
+        sa.Column("ended_at", sa.BigInteger),
+    ],
+)
+_stored = (
+    sa.update(messages)
+    .where(
+        messages.c.id == _due.c.reply_id,
+        messages.c.attempt == _due.c.held,
+        messages.c.state == sa.literal_column("'generating'"),
+    )
+    .values(_ended(lambda name: _due.c[name]))
+    .returning(messages.c.id)
+    .cte("stored")
+)
+_marked = sa.update(messages).where(is_one_of(messages.c.id)).values(published=True).cte("marked")
+_COMPLETE_AND_MARK: Final = Prepared(sa.select(_stored.c.id).add_cte(_marked))
 
 _question = messages.alias("question")
 _OUTCOMES: Final = (
@@ -121,23 +155,37 @@ def complete(
         The ids of the replies whose end was stored. Of the others the attempt no longer holds: they have an outcome,
         or belong to another worker, or were deleted.
     """
-    stored = _complete(conn, completions, now) if completions else set()
-    mark_published(conn, published)
+    if conn.dialect.name == "postgresql":
+        stored = _complete_and_mark(conn, completions, published, now)
+    else:
+        stored = _complete(conn, completions, now)
+        mark_published(conn, published)
     insert_dead_letters(conn, dead_letters)
     return stored
 
 
+def _complete_and_mark(
+    conn: Connection, completions: Sequence[Completion], published: Sequence[str], now: int
+) -> set[str]:
+    rows = [_values(each) for each in sorted(completions, key=lambda each: each.reply_id)]
+    values = {"rows": to_json(rows), "ids": published, "now": now}
+    return {row[0] for row in _COMPLETE_AND_MARK.rows(conn, values)}
+
+
 def _complete(conn: Connection, completions: Sequence[Completion], now: int) -> set[str]:
-    held = {row[0]: row[1] for row in _FENCE.rows(conn, {"ids": [each.reply_id for each in completions]})}
+    if not completions:
+        return set()
+    held = {row[0]: row[1] for row in _HELD.rows(conn, {"ids": [each.reply_id for each in completions]})}
     holding = [each for each in completions if held.get(each.reply_id) == each.attempt]
     if holding:
-        _COMPLETE.run(conn, [_values(each, now) for each in holding])
+        _COMPLETE.run(conn, [_values(each) | {"now": now} for each in holding])
     return {each.reply_id for each in holding}
 
 
-def _values(each: Completion, now: int) -> dict[str, Any]:
+def _values(each: Completion) -> dict[str, Any]:
     return {
         "reply_id": each.reply_id,
+        "held": each.attempt,
         "outcome": each.state,
         "text": each.content,
         "model_used": each.model,
@@ -146,7 +194,6 @@ def _values(each: Completion, now: int) -> dict[str, Any]:
         "failure": each.error,
         "took_ms": each.processing_time_ms,
         "ended_at": each.completed_at,
-        "now": now,
     }
 
 

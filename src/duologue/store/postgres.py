@@ -76,6 +76,7 @@ class PostgresDatabase:
     def __init__(self, url: str, *, pool_size: int = POOL_SIZE, bound_seconds: float = BOUND_SECONDS) -> None:
         self._engine = create_engine(url, pool_size=pool_size, limit_seconds=bound_seconds)
         self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._bound_seconds = bound_seconds
         self._transactions: set[asyncio.Task[Any]] = set()
         self._connections: WeakSet[Any] = WeakSet()
@@ -88,6 +89,10 @@ class PostgresDatabase:
     async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Database.write`."""
         return await self._run(self._engine, query, args, kwargs)
+
+    async def autocommit(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Database.autocommit`."""
+        return await self._run(self._autocommitting, query, args, kwargs)
 
     async def check(self) -> None:
         """See `Database.check`."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from duologue.store.characters import DEFAULT_CHARACTER_ID
-from duologue.store.dialect import read_json
+from duologue.store.dialect import json_rows, read_json
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.schema import characters, conversations, messages
 
@@ -43,26 +43,31 @@ class PromptSource(msgspec.Struct, frozen=True, kw_only=True):
 _question = messages.alias("question")
 _said = messages.alias("said")
 
+SETTINGS: Final = (
+    conversations.c.settings,
+    characters.c.system_prompt,
+    characters.c.model,
+    characters.c.temperature,
+    characters.c.max_tokens,
+)
+"""What a conversation and its character, joined by `CHARACTER`, say of its prompts: for `next_prompt`."""
+
+CHARACTER: Final = characters.c.id == sa.func.coalesce(conversations.c.character_id, DEFAULT_CHARACTER_ID)
+
+# A failed or unfinished reply is no answer.
+_WAS_SAID: Final = sa.and_(sa.text("said.state IN ('stored', 'complete', 'stopped')"), _said.c.content != "")
+
 _SOURCES: Final = Prepared(
-    sa.select(
-        messages.c.id,
-        _question.c.content,
-        conversations.c.settings,
-        characters.c.system_prompt,
-        characters.c.model,
-        characters.c.temperature,
-        characters.c.max_tokens,
-    )
+    sa.select(messages.c.id, _question.c.content, *SETTINGS)
     .join(_question, _question.c.id == messages.c.reply_to)
     .join(conversations, conversations.c.id == messages.c.conversation_id)
-    .join(characters, characters.c.id == sa.func.coalesce(conversations.c.character_id, DEFAULT_CHARACTER_ID))
+    .join(characters, CHARACTER)
     .where(is_one_of(messages.c.id))
 )
 
-# By position, never by time, and bounded on the index: the 10,000th message costs what the 100th does. A failed or
-# unfinished reply is no answer; of several versions the last row, the highest generation, is the one that stands.
+# By position, never by time, and bounded on the index: the 10,000th message costs what the 100th does.
 _HISTORY: Final = Prepared(
-    sa.select(messages.c.id, _said.c.position, _said.c.role, _said.c.content)
+    sa.select(messages.c.id, _said.c.position, _said.c.generation, _said.c.role, _said.c.content)
     .join(
         _said,
         sa.and_(
@@ -71,43 +76,66 @@ _HISTORY: Final = Prepared(
             _said.c.position >= messages.c.position - HISTORY_LIMIT // 2,
         ),
     )
-    .where(
-        is_one_of(messages.c.id),
-        sa.text("said.state IN ('stored', 'complete', 'stopped')"),
-        _said.c.content != "",
-    )
-    .order_by(messages.c.id, _said.c.position, _said.c.generation)
+    .where(is_one_of(messages.c.id), _WAS_SAID)
 )
+
+NEXT_HISTORY: Final = (
+    sa.select(json_rows(_said.c.position, _said.c.generation, _said.c.role, _said.c.content))
+    .where(
+        _said.c.conversation_id == conversations.c.id,
+        _said.c.position < conversations.c.next_position,
+        _said.c.position >= conversations.c.next_position - HISTORY_LIMIT // 2,
+        _WAS_SAID,
+    )
+    .correlate(conversations)
+    .scalar_subquery()
+)
+"""The same of a conversation's next message, which is not stored yet, as one column: for `next_prompt`."""
 
 
 def read_prompts(conn: Connection, reply_ids: Sequence[str]) -> dict[str, PromptSource]:
     """Return what to ask for each of these replies."""
     if not reply_ids:
         return {}
-    histories = _read_histories(conn, reply_ids)
+    said: dict[str, list[Sequence[Any]]] = {}
+    for reply_id, *turn in _HISTORY.rows(conn, {"ids": reply_ids}):
+        said.setdefault(reply_id, []).append(turn)
     rows = _SOURCES.rows(conn, {"ids": reply_ids})
-    return {row[0]: _source(row, histories.get(row[0], {})) for row in rows}
+    return {reply_id: _source(settings, said.get(reply_id, []), content) for reply_id, content, *settings in rows}
 
 
-def _read_histories(conn: Connection, reply_ids: Sequence[str]) -> dict[str, dict[tuple[int, str], HistoryTurn]]:
-    histories: dict[str, dict[tuple[int, str], HistoryTurn]] = {}
-    for reply_id, position, role, content in _HISTORY.rows(conn, {"ids": reply_ids}):
-        # A later generation takes the place of the earlier one, between the same neighbours.
-        histories.setdefault(reply_id, {})[position, role] = HistoryTurn(role, content)
-    return histories
+def next_prompt(settings: Sequence[Any], history: Any, content: str) -> PromptSource:
+    """Return what to ask for the answer to a conversation's next message.
+
+    Args:
+        settings: the columns `SETTINGS` of the conversation.
+        history: its column `NEXT_HISTORY`.
+        content: the message.
+    """
+    return _source(settings, read_json(history) or [], content)
 
 
-def _source(row: Sequence[Any], history: dict[tuple[int, str], HistoryTurn]) -> PromptSource:
-    _, content, settings_json, system_prompt, model, temperature, max_tokens = row
+def _source(settings_of: Sequence[Any], said: Sequence[Sequence[Any]], content: str) -> PromptSource:
+    settings_json, system_prompt, model, temperature, max_tokens = settings_of
     settings = read_json(settings_json)
     return PromptSource(
         system_prompt=settings.get("system_prompt") or system_prompt,
         model=settings.get("model") or model,
         temperature=_first(settings.get("temperature"), temperature),
         max_tokens=_first(settings.get("max_tokens"), max_tokens),
-        history=list(history.values()),
+        history=_history(said),
         content=content,
     )
+
+
+def _history(said: Sequence[Sequence[Any]]) -> list[HistoryTurn]:
+    """Order what was said; of several versions of an answer the one of the highest generation stands."""
+    standing = {(position, role): (role, text) for position, _, role, text in sorted(said, key=_place)}
+    return [HistoryTurn(role, text) for role, text in standing.values()]
+
+
+def _place(turn: Sequence[Any]) -> tuple[int, int]:
+    return turn[0], turn[1]
 
 
 def _first(setting: Any, default: Any) -> Any:

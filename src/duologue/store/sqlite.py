@@ -68,6 +68,10 @@ class SqliteDatabase:
 
         return await self._writer.run(timed)
 
+    async def autocommit(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Database.autocommit`."""
+        return await self.write(query, *args, **kwargs)
+
     async def check(self) -> None:
         """See `Database.check`."""
         await self.read(require_schema)

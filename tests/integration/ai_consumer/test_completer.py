@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 class LossyDatabase(PluggedDatabase):
-    """Loses the answer to the first write, which has taken place."""
+    """Loses the answer to the first completion, which has taken place."""
 
     lost = False
 
-    async def write(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        result = await super().write(query, *args, **kwargs)
+    async def autocommit(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await super().autocommit(query, *args, **kwargs)
         if not self.lost:
             self.lost = True
             raise StoreUnavailable("the answer was lost")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from tests.support.pipeline import ALICE, BOB, Pipeline, reply_states, until
 
+from duologue.ai_consumer.answering import MAX_TAKEOVERS
 from duologue.domain.clock import wall_clock
 from duologue.llm.port import ModelRequest, ModelTemporaryError
 from duologue.llm.scripted import Pause, Script, ScriptedModel
@@ -181,24 +183,26 @@ async def test_crashes_at_any_moment_lose_and_double_nothing(pipeline: Pipeline,
     conversations = {user: [await pipeline.conversation(user) for _ in range(3)] for user in (ALICE, BOB)}
     consumer, relay = await pipeline.consumer(model), await pipeline.relay()
     sent: dict[str, list[str]] = {}
+    ends = 0
     for number in range(60):
         user = dice.choice((ALICE, BOB))
         conversation = dice.choice(conversations[user])
         await pipeline.say(conversation, str(number), user)
         sent.setdefault(conversation.id, []).append(f"You said: {number}")
         chance = dice.random()
-        if chance < 0.08:
-            await consumer.crash()
+        if chance < 0.12:
+            await (consumer.crash() if chance < 0.08 else consumer.drain(0.02))
             consumer = await pipeline.consumer(model)
-        elif chance < 0.12:
-            await consumer.drain(0.02)
-            consumer = await pipeline.consumer(model)
+            ends += 1
+            if ends % MAX_TAKEOVERS == 0:  # however slow this machine is, none is taken over so often that it fails
+                await until(partial(at, pipeline, number + 2))
         elif chance < 0.18:
             await relay.crash()
             relay = await pipeline.relay()
     await until(lambda: at(pipeline, 61))
     await until(lambda: has_relayed_all(pipeline))
     frames = [*await pipeline.durable(), *await pipeline.durable(BOB)]
+    assert [frame for frame in frames if frame["type"] == "error"] == []
     kinds = [(frame["type"], frame["message_id"]) for frame in frames]
     assert len(kinds) == len(set(kinds)) == 120
     assert all(

@@ -96,10 +96,12 @@ async def test_regenerate_of_an_unfinished_reply_has_no_effect(pipeline: Pipelin
     await pipeline.relay()
     message = await pipeline.say(await pipeline.conversation(), "hello")
     await pause.reached.wait()
-    await pipeline.append(pipeline.regenerate(message, 1))
+    behind = pipeline.message(await pipeline.conversation(BOB), "behind it", BOB)
+    await pipeline.append(pipeline.regenerate(message, 1), behind)
+    await pipeline.answers(1, BOB)  # so the one before it was read while the reply was unfinished
     pause.open()
-    await _done(pipeline, 2)
-    assert len(pipeline.model.prompts) == 1
+    await _done(pipeline, 3)
+    assert len(pipeline.model.prompts) == 2
 
 
 async def test_regenerate_takes_its_turn_behind_what_came_before_it(pipeline: Pipeline) -> None:

@@ -28,6 +28,7 @@ from duologue.store.cursors import Place, encode_cursor
 from duologue.store.database import run_once
 from duologue.store.dead_letters import DeadLetter, begin_replay, keep_dead_letter, list_dead_letters
 from duologue.store.deletion import delete_message
+from duologue.store.fresh import store_fresh
 from duologue.store.history import changed_messages, conversation_messages
 from duologue.store.messages import Incoming, StoredRequest, store_messages
 from duologue.store.outcomes import Completion, ReplyError, complete, mark_published, outcome
@@ -140,6 +141,14 @@ def next_message(conn: Connection, thread: Thread) -> None:
     tick = run_tick(conn, [thread.says()], [0], [], "me", NOW)
     (claimed,) = tick.claims.values()
     assert len(claimed.prompt.history) == HISTORY_LIMIT
+
+
+def fresh_message(conn: Connection, thread: Thread) -> None:
+    """The same in the two statements of the common case."""
+    (entry,) = store_fresh(conn, [thread.says()], {0}, "me", NOW)
+    assert entry is not None
+    assert entry.claim is not None
+    assert len(entry.claim.prompt.history) == HISTORY_LIMIT
 
 
 def copy_of_a_message(conn: Connection, thread: Thread) -> None:
@@ -277,6 +286,7 @@ WORK: Final[Mapping[str, Callable[[Connection, Thread], None]]] = {
     work.__name__: work
     for work in (
         next_message,
+        fresh_message,
         copy_of_a_message,
         another_answer,
         waiting_reply,

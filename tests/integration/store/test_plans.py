@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW
 
 from duologue.cluster.postgres import PostgresServer
-from duologue.store import conversations, history, messages, outcomes, prompts, replies, targets, users
+from duologue.store import conversations, fresh, history, messages, outcomes, prompts, replies, targets, users
 from duologue.store.database import Database, open_database, run_once
 from duologue.store.prepared import Prepared
 
@@ -67,7 +67,7 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[Database]:
         yield opened
 
 
-IDS = {"ids": ["m100", "m200"]}
+IDS = {"ids": ["m100", "m200"], "starting": ["m100"], "message_ids": ["m100"]}
 
 
 def _bound(conn: Connection, statement: Prepared | sa.Select[Any]) -> tuple[str, tuple[Any, ...]]:
@@ -100,13 +100,14 @@ def _flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 HOT: Final[dict[str, Prepared | sa.Select[Any]]] = {
+    "fresh": fresh._READ,
     "lock": messages._LOCK,
     "known": messages._KNOWN,
     "claim": replies._CLAIM,
     "states": replies._STATES,
     "sources": prompts._SOURCES,
     "history": prompts._HISTORY,
-    "fence": outcomes._FENCE,
+    "held": outcomes._HELD,
     "complete": outcomes._COMPLETE,
     "published": outcomes._PUBLISHED,
     "outcomes": outcomes._OUTCOMES,

@@ -19,6 +19,7 @@ from duologue.observability.metrics import STORE_RETRIES
 from duologue.store.conversations import new_conversation, owned_conversation
 from duologue.store.database import Database, StoreRefused, open_database
 from duologue.store.deletion import delete_conversation, delete_user
+from duologue.store.fresh import Begun, store_fresh
 from duologue.store.history import MessageRow, changed_messages
 from duologue.store.messages import Refused, StoredRequest
 from duologue.store.migrate import migrate_sql
@@ -289,6 +290,48 @@ async def test_copy_stored_in_another_conversation_at_once_is_refused_when_it_is
         lambda conn: conn.scalar(sa.select(sa.func.count()).select_from(messages).where(messages.c.role == "user"))
     )
     assert rows == 1
+
+
+async def test_fresh_batches_for_the_same_conversations_at_once_give_dense_positions_and_no_deadlock(
+    database: PostgresDatabase,
+) -> None:
+    ada = await Scenario.open(database)
+    threads = [await ada.another_conversation() for _ in range(4)]
+    before = _retries("deadlock")
+
+    async def store(worker: int) -> list[Begun | None]:
+        order = threads[worker % 4 :] + threads[: worker % 4]
+        batch = [ada.says(f"{thread.id} {worker}", thread) for thread in order]
+        return await database.autocommit(store_fresh, batch, range(4), "me", NOW)
+
+    begun = [entry for entries in await asyncio.gather(*map(store, range(8))) for entry in entries if entry]
+    for thread in threads:
+        mine = [entry for entry in begun if entry.stored.conversation_id == thread.id]
+        assert sorted(entry.stored.position for entry in mine) == list(range(1, len(mine) + 1))
+        assert [entry.stored.turn for entry in mine if entry.claim] == [1]
+    assert _retries("deadlock") == before
+
+
+@pytest.mark.parametrize("change", ["next_turn = next_turn + 1", "next_position = next_position + 1", "deleted_at = 1"])
+async def test_fresh_message_stored_while_its_conversation_changes_is_left(
+    database: PostgresDatabase, change: str
+) -> None:
+    ada = await Scenario.open(database)
+    other = await ada.another_conversation()
+    batch = [ada.says("one"), ada.says("two", other)]
+
+    def change_it(conn: Connection) -> None:
+        conn.exec_driver_sql(f"UPDATE conversations SET {change} WHERE id = '{ada.conversation.id}'")
+        _pass_gate(conn)
+
+    async with _gate_closed(database):
+        changing = asyncio.create_task(database.write(change_it))
+        await _until_waiting(database, 1)
+        storing = asyncio.create_task(database.autocommit(store_fresh, batch, {0, 1}, "me", NOW))
+        await _until_waiting(database, 2)
+    await changing
+    assert [entry and entry.stored.content for entry in await storing] == [None, "two"]
+    assert await database.read(lambda conn: conn.scalar(sa.select(sa.func.count()).select_from(messages))) == 2
 
 
 async def test_message_stored_while_its_conversation_is_deleted_is_refused(database: PostgresDatabase) -> None:

@@ -15,11 +15,18 @@ from duologue.store.outcomes import Completion
 
 
 def _complete_any(conn: Connection, completions: Sequence[Completion], now: int) -> set[str]:
-    open_ones = {row[0] for row in outcomes._FENCE.rows(conn, {"ids": [each.reply_id for each in completions]})}
+    open_ones = {row[0] for row in outcomes._HELD.rows(conn, {"ids": [each.reply_id for each in completions]})}
     holding = [each for each in completions if each.reply_id in open_ones]
     if holding:
-        outcomes._COMPLETE.run(conn, [outcomes._values(each, now) for each in holding])
+        outcomes._COMPLETE.run(conn, [outcomes._values(each) | {"now": now} for each in holding])
     return {each.reply_id for each in holding}
+
+
+def _complete_any_and_mark(
+    conn: Connection, completions: Sequence[Completion], published: Sequence[str], now: int
+) -> set[str]:
+    outcomes.mark_published(conn, published)
+    return _complete_any(conn, completions, now)
 
 
 def _ignore(*_: Any) -> None:
@@ -32,5 +39,6 @@ def _forget_only(self: AiConsumer, holdings: Sequence[Holding]) -> None:
 
 
 outcomes._complete = _complete_any
+outcomes._complete_and_mark = _complete_any_and_mark
 Reply._on_fenced = _ignore  # type: ignore[assignment, method-assign]
 AiConsumer.lost = _forget_only  # type: ignore[method-assign]

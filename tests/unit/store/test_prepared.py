@@ -8,7 +8,7 @@ from sqlalchemy import Dialect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 
-from duologue.store import messages, outcomes, prompts, replies
+from duologue.store import fresh, messages, outcomes, prompts, replies
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.schema import METADATA
 from duologue.store.schema import messages as table
@@ -16,6 +16,7 @@ from duologue.store.schema import messages as table
 POSTGRESQL = asyncpg.dialect()  # type: ignore[no-untyped-call]
 SQLITE = sqlite.dialect()
 HOT = [
+    fresh._READ,
     messages._LOCK,
     messages._KNOWN,
     messages._INSERT,
@@ -25,7 +26,7 @@ HOT = [
     replies._STATES,
     prompts._SOURCES,
     prompts._HISTORY,
-    outcomes._FENCE,
+    outcomes._HELD,
     outcomes._COMPLETE,
     outcomes._PUBLISHED,
 ]
@@ -46,11 +47,10 @@ def test_list_parameter_is_json_on_sqlite_and_an_array_on_postgresql() -> None:
     assert on_postgresql.bind({"ids": ["a", "b"]}) == (["a", "b"],)
 
 
-@pytest.mark.parametrize("statement", [messages._LOCK, outcomes._FENCE])
-def test_rows_are_locked_in_the_order_of_their_ids_on_postgresql(statement: Prepared) -> None:
-    on_postgresql = statement.plan(POSTGRESQL).text
+def test_conversations_are_locked_in_the_order_of_their_ids_on_postgresql() -> None:
+    on_postgresql = messages._LOCK.plan(POSTGRESQL).text
     assert on_postgresql.index("ORDER BY") < on_postgresql.index("FOR UPDATE")
-    assert "FOR UPDATE" not in statement.plan(SQLITE).text
+    assert "FOR UPDATE" not in messages._LOCK.plan(SQLITE).text
 
 
 def test_claim_is_one_statement_that_counts_from_the_row_itself() -> None:
