@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +20,7 @@ from duologue.bench.options import Asked, Load, Where, arguments, parameters
 from duologue.bench.report.model import Hop, Report, Second, Step, latency
 from duologue.bench.sampler import LOAD, Sample, cpu_between, hops_between
 from duologue.bench.target import Target
+from duologue.domain.tasks import end_task
 
 DRAIN_SECONDS: Final = 30.0
 """How long after the last message of a step all must be answered."""
@@ -103,9 +103,7 @@ class Bench:
             for each in (users, *others):
                 await each.until_answered(DRAIN_SECONDS)
         finally:
-            ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking
+            await end_task(ticking)
         self.steps.append(await phase.end())
 
     async def loaded(self, users: Crowd, asked: Load, *, name: str, rate: float, seconds: float, seed: str) -> Step:
