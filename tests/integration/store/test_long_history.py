@@ -5,7 +5,6 @@ Each function is called on both, and every statement that it executes is explain
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW
+from tests.support.query_plans import plan_nodes
 
 from duologue.ai_consumer.tick import run_tick
 from duologue.cluster.postgres import PostgresServer
@@ -442,16 +442,9 @@ def filled_postgres_url(session_postgres: PostgresServer) -> Iterator[str]:
 def _analyzed(conn: Connection, text: str, values: Sequence[Any]) -> list[Any]:
     """Execute a statement and undo that; return the nodes of its plan with what they have read."""
     undone = conn.begin_nested()
-    (told,) = conn.exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {text}", tuple(values)).scalars()
+    nodes = plan_nodes(conn, text, values, "ANALYZE", "TIMING OFF")
     undone.rollback()
-    (root,) = told if isinstance(told, list) else json.loads(told)
-    return list(_flat(root["Plan"]))
-
-
-def _flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node.get("Plans", ()):
-        yield from _flat(child)
+    return nodes
 
 
 def _rows_read(node: Mapping[str, Any]) -> float:

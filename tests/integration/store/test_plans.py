@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.integration.store.scenario import NOW
+from tests.support.query_plans import plan_nodes
 
 from duologue.cluster.postgres import PostgresServer
 from duologue.store import conversations, fresh, history, messages, outcomes, prompts, replies, targets, users
@@ -88,15 +88,7 @@ def _plan(conn: Connection, statement: Prepared | sa.Select[Any]) -> list[str]:
 def _nodes(conn: Connection, statement: Prepared | sa.Select[Any]) -> list[dict[str, Any]]:
     """Return the nodes of PostgreSQL's plan."""
     text, values = _bound(conn, statement)
-    (explained,) = conn.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {text}", values).scalars()
-    (root,) = explained if isinstance(explained, list) else json.loads(explained)
-    return list(_flat(root["Plan"]))
-
-
-def _flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield node
-    for child in node.get("Plans", ()):
-        yield from _flat(child)
+    return plan_nodes(conn, text, values)
 
 
 HOT: Final[dict[str, Prepared | sa.Select[Any]]] = {
