@@ -17,6 +17,7 @@ from duologue.bench.load.recorder import Recorder
 from duologue.bench.machine import commit, machine
 from duologue.bench.meter import Meter
 from duologue.bench.options import Asked, Load, Where, arguments, parameters
+from duologue.bench.percentile import percentile
 from duologue.bench.report.model import Hop, Report, Second, Step, latency
 from duologue.bench.sampler import LOAD, Sample, cpu_between, hops_between
 from duologue.bench.target import Target
@@ -156,16 +157,17 @@ class Phase:
 
     def _note_second(self) -> None:
         window = self.recorder.next_window()
+        # There may be tens of thousands; to sort them again, as each percentile does, is cheap.
         first, delay = sorted(window.first_token), sorted(window.delta_delay)
         second = Second(
             at=round(time.perf_counter() - self._began, 2),
             sent=window.sent,
             answered=window.answered,
             in_flight=self._users.open,
-            first_token_p50=_at(first, 0.5),
-            first_token_p99=_at(first, 0.99),
-            delta_delay_p50=_at(delay, 0.5),
-            delta_delay_p99=_at(delay, 0.99),
+            first_token_p50=_milliseconds(percentile(first, 0.5)),
+            first_token_p99=_milliseconds(percentile(first, 0.99)),
+            delta_delay_p50=_milliseconds(percentile(delay, 0.5)),
+            delta_delay_p99=_milliseconds(percentile(delay, 0.99)),
             cpu_percent=self._cpu_percent(),
         )
         self._series.append(second)
@@ -250,9 +252,8 @@ def _sum(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     return found
 
 
-def _at(ordered: Sequence[float], share: float) -> float | None:
-    """Return a percentile of seconds in milliseconds."""
-    return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)] * 1000, 2) if ordered else None
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
 
 
 def make_report(scenario: str, asked: Asked, where: Where, bench: Bench, *, began: float) -> Report:

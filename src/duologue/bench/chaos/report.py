@@ -16,7 +16,8 @@ from duologue import __version__
 from duologue.bench.chaos.history import Happened, History
 from duologue.bench.chaos.invariants.breach import INVARIANTS, MOST_COUNTED, Breach
 from duologue.bench.chaos.plan import role_of
-from duologue.bench.chaos.timing import percentile, resumptions, waits
+from duologue.bench.chaos.timing import resumptions, waits
+from duologue.bench.percentile import percentile
 
 _SHOWN: Final = 3
 

@@ -103,9 +103,3 @@ def _of_device(device: Device, kills: Sequence[Happened], faults: Sequence[Happe
 
 def _of_attempt(frame: Frame) -> bool:
     return frame.message_id is not None and frame.attempt is not None
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the value below which that share of the values lies, None if there are none."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else None

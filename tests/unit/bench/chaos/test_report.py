@@ -16,7 +16,7 @@ from duologue.bench.chaos.invariants.breach import Breach
 from duologue.bench.chaos.page import page
 from duologue.bench.chaos.report import Report, make_report, name_of, print_report
 from duologue.bench.chaos.summary import read_report, summary
-from duologue.bench.chaos.timing import percentile, resumptions, waits
+from duologue.bench.chaos.timing import resumptions, waits
 
 
 def report(breaches: Sequence[Breach] = ()) -> Report:
@@ -97,9 +97,3 @@ def test_waits_are_counted_from_the_first_sending() -> None:
     assert second.outcome is not None
     assert second.outcome > 2
     assert third.first is not None
-
-
-def test_percentile_of_nothing_is_nothing() -> None:
-    assert percentile([], 0.5) is None
-    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert percentile([1.0], 0.99) == 1.0
