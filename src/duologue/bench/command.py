@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import uvloop
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from duologue.bench.options import Asked, Output, Where
 from duologue.bench.report.model import Report, write_report
 from duologue.bench.report.page import page
 from duologue.bench.report.terminal import print_report
+from duologue.bench.report_files import as_json
 from duologue.bench.run import Bench, make_report
 from duologue.bench.scenarios import scenario
 from duologue.bench.target import open_target
@@ -34,7 +34,7 @@ def bench(name: str, asked: Asked, where: Where, output: Output) -> Report:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(measure(name, asked, where, live))
     if output.json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        sys.stdout.write(as_json(report).decode() + "\n")
     else:
         print_report(report, console)
     if output.report:

@@ -24,6 +24,7 @@ from duologue.bench.calibration import calibrate
 from duologue.bench.command import measure
 from duologue.bench.options import Messages, Where
 from duologue.bench.report.model import Report
+from duologue.bench.report_files import as_json
 from duologue.domain.errors import DuologueError, StartRefused
 from duologue.open_files import raise_file_limit
 
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         committed: Baseline | None = None if chosen.write else read_baseline()
         now = _measured(console)
         if committed is None:
-            BASELINE.write_bytes(msgspec.json.format(msgspec.json.encode(now), indent=2) + b"\n")
+            BASELINE.write_bytes(as_json(now) + b"\n")
             console.print(f"written to {BASELINE.name}: {_shares(now.cpu_per_message)}")
             return 0
         found = verdicts(committed, now)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import msgspec
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,6 +21,7 @@ from duologue.bench.chaos.plan import OVERLAP, Mode, Step, counted, endless
 from duologue.bench.chaos.report import Report, make_report, print_report
 from duologue.bench.chaos.run import Load, run, run_folder
 from duologue.bench.chaos.subject import open_subject
+from duologue.bench.report_files import write_files
 from duologue.domain.errors import StartRefused
 from duologue.open_files import raise_file_limit
 
@@ -130,10 +130,7 @@ async def _chaos(options: ChaosOptions, console: Console) -> Report:
 
 
 def _write(report: Report, history: History, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"chaos-{report.mode}-{report.seed}"
-    (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    (folder / f"{name}.html").write_text(page(report, history), "utf-8")
+    write_files(report, page(report, history), folder, f"chaos-{report.mode}-{report.seed}")
 
 
 class _Bar:

@@ -10,6 +10,7 @@ import msgspec
 
 from duologue.bench.histogram import Histogram
 from duologue.bench.machine import Machine
+from duologue.bench.report_files import write_files
 from duologue.domain.errors import StartRefused
 
 SCHEMA: Final = 1
@@ -151,9 +152,5 @@ def read_report(path: Path) -> Report:
 
 def write_report(report: Report, folder: Path, page: str) -> Path:
     """Write a report as JSON and as a page; return the JSON's path. Its name tells when the run began."""
-    folder.mkdir(parents=True, exist_ok=True)
     began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(report.began))
-    path = folder / f"bench-{report.scenario}-{report.mode}-{began}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    path.with_suffix(".html").write_text(page, "utf-8")
-    return path
+    return write_files(report, page, folder, f"bench-{report.scenario}-{report.mode}-{began}")
