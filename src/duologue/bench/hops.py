@@ -14,14 +14,15 @@ reading is lost. A hop that cannot be read is unknown, never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Self, TypeAlias
 
 import msgspec
 
+from duologue.bench.hop_bytes import NO_BYTES, HopBytes
 from duologue.bench.sock_diag import Figures, SockDiag, SockDiagUnavailable
-from duologue.bench.valkey_counters import Traffic, ValkeyCounters
+from duologue.bench.valkey_counters import ValkeyCounters
 from duologue.domain.errors import StartRefused
 
 
@@ -46,13 +47,6 @@ class Uncounted(msgspec.Struct, frozen=True):
 Hop: TypeAlias = TcpPorts | RedisServer | Uncounted
 
 UNIX_SOCKET = Uncounted("it listens on a Unix socket, whose bytes nobody counts")
-
-
-class HopBytes(msgspec.Struct, frozen=True):
-    """Bytes to a server and from it."""
-
-    to_server: int
-    from_server: int
 
 
 class Hops:
@@ -90,7 +84,7 @@ class Hops:
         A server that does not answer right now keeps what it had at the last reading.
         """
         for name, now in self._read().items():
-            self._last[name] = _difference(now, self._before.setdefault(name, now))
+            self._last[name] = now - self._before.setdefault(name, now)
         return dict(self._last)
 
     def _open_connections(self, stack: ExitStack) -> None:
@@ -108,7 +102,7 @@ class Hops:
             try:
                 counters = ValkeyCounters(url)
                 stack.callback(counters.close)
-                self._before[name] = HopBytes(*counters.read())
+                self._before[name] = counters.read()
             except (OSError, StartRefused) as error:
                 self.unknown[name] = f"not available: {error}"
                 continue
@@ -119,10 +113,11 @@ class Hops:
         if self._connections is not None:
             with suppress(SockDiagUnavailable):  # too busy to answer in time
                 by_port = self._connections.read()
-                found |= {name: _total(by_port.get(port) for port in ports) for name, ports in self._tcp.items()}
+                for name, ports in self._tcp.items():
+                    found[name] = sum((by_port.get(port, NO_BYTES) for port in ports), NO_BYTES)
         for name, counters in self._counters.items():
             with suppress(OSError):  # it is away; it may come back
-                found[name] = HopBytes(*counters.read())
+                found[name] = counters.read()
         return found
 
 
@@ -134,9 +129,9 @@ class _Connections:
         self._open: dict[int, Figures] = {}
         self._vanished: dict[int, Figures] = {}
         """Not there any more, and their last figures not told (yet)."""
-        self._ended: dict[int, Traffic] = {}
+        self._ended: dict[int, HopBytes] = {}
 
-    def read(self) -> dict[int, Traffic]:
+    def read(self) -> dict[int, HopBytes]:
         """Return the bytes by port. Raises SockDiagUnavailable."""
         now = {figures.cookie: figures for figures in self._diagnosis.open()}
         for cookie in self._open.keys() - now.keys():
@@ -153,17 +148,6 @@ class _Connections:
         return by_port
 
 
-def _add(by_port: dict[int, Traffic], figures: Figures) -> None:
-    before = by_port.get(figures.server_port, Traffic(0, 0))
-    by_port[figures.server_port] = Traffic(
-        before.to_server + figures.sent_bytes, before.from_server + figures.received_bytes
-    )
-
-
-def _total(traffic: Iterable[Traffic | None]) -> HopBytes:
-    known = [each for each in traffic if each is not None]
-    return HopBytes(sum(each.to_server for each in known), sum(each.from_server for each in known))
-
-
-def _difference(now: HopBytes, before: HopBytes) -> HopBytes:
-    return HopBytes(now.to_server - before.to_server, now.from_server - before.from_server)
+def _add(by_port: dict[int, HopBytes], figures: Figures) -> None:
+    found = HopBytes(figures.sent_bytes, figures.received_bytes)
+    by_port[figures.server_port] = by_port.get(figures.server_port, NO_BYTES) + found

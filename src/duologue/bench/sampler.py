@@ -11,7 +11,8 @@ from typing import Final, Self
 
 import msgspec
 
-from duologue.bench.hops import HopBytes, Hops
+from duologue.bench.hop_bytes import NO_BYTES, HopBytes
+from duologue.bench.hops import Hops
 from duologue.bench.processes import descendants, program_of, read_process
 from duologue.domain.tasks import end_task
 
@@ -91,12 +92,7 @@ def cpu_between(begin: Sample, end: Sample, idle_per_second: Mapping[str, float]
 def hops_between(begin: Sample, end: Sample) -> dict[str, HopBytes]:
     """Return the bytes on each hop from one mark to a later one."""
     before = begin.hops or {}
-    none = HopBytes(0, 0)
-    return {
-        name: HopBytes(now.to_server - then.to_server, now.from_server - then.from_server)
-        for name, now in (end.hops or {}).items()
-        for then in (before.get(name, none),)
-    }
+    return {name: now - before.get(name, NO_BYTES) for name, now in (end.hops or {}).items()}
 
 
 class Sampler:

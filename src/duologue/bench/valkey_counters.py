@@ -5,19 +5,13 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from io import BufferedRWPair
-from typing import Final, NamedTuple
+from typing import Final
 
+from duologue.bench.hop_bytes import NO_BYTES, HopBytes
 from duologue.engines.redis_address import RedisAddress, parse_redis_url
 
 _ANSWER_SECONDS: Final = 2.0
 _QUESTION: Final = b"*3\r\n$4\r\nINFO\r\n$6\r\nserver\r\n$5\r\nstats\r\n"
-
-
-class Traffic(NamedTuple):
-    """Bytes to a server and from it, over all its connections, payload of the protocol only."""
-
-    to_server: int
-    from_server: int
 
 
 class ValkeyCounters:
@@ -36,11 +30,11 @@ class ValkeyCounters:
         self._address = parse_redis_url(url)
         self._stream: BufferedRWPair | None = None
         self._run_id = b""
-        self._own = Traffic(0, 0)
+        self._own = NO_BYTES
         """Of this connection; of earlier ones to the same process of the server in `_own_before`."""
-        self._own_before = Traffic(0, 0)
-        self._last = Traffic(0, 0)
-        self._before = Traffic(0, 0)
+        self._own_before = NO_BYTES
+        self._last = NO_BYTES
+        self._before = NO_BYTES
         """What earlier processes of the server had counted when they were last asked."""
 
     def close(self) -> None:
@@ -50,8 +44,8 @@ class ValkeyCounters:
             with suppress(OSError):  # a question that was not sent yet, to a server that is gone
                 stream.close()
 
-    def read(self) -> Traffic:
-        """Return what has gone over its connections since it was started.
+    def read(self) -> HopBytes:
+        """Return what has gone over all its connections since it was started, payload of the protocol only.
 
         Raises:
             OSError: it does not answer, or not as such a server does.
@@ -63,11 +57,11 @@ class ValkeyCounters:
         except OSError:
             self.close()
             raise
-        return _sum(self._before, self._last)
+        return self._before + self._last
 
     def _connect(self) -> None:
         self._stream = _connected(self._address)
-        self._own_before, self._own = _sum(self._own_before, self._own), Traffic(0, 0)
+        self._own_before, self._own = self._own_before + self._own, NO_BYTES
         if not self._address.password:
             return
         words = [word for word in ("AUTH", self._address.username, self._address.password) if word]
@@ -75,7 +69,7 @@ class ValkeyCounters:
         if not self._exchange(b"*%d\r\n%s" % (len(words), parts)).startswith(b"+OK"):
             raise OSError("the server refuses the password")
 
-    def _ask(self) -> Traffic:
+    def _ask(self) -> HopBytes:
         received = self._own.from_server  # it counts its answer when that is sent
         told = dict(line.partition(b":")[::2] for line in self._exchange(_QUESTION).split(b"\r\n"))
         try:
@@ -84,10 +78,9 @@ class ValkeyCounters:
         except (KeyError, ValueError) as error:
             raise OSError("the server does not count its traffic") from error
         if run_id != self._run_id:
-            self._before, self._own_before = _sum(self._before, self._last), Traffic(0, 0)
+            self._before, self._own_before = self._before + self._last, NO_BYTES
             self._run_id = run_id
-        own = _sum(self._own_before, Traffic(self._own.to_server, received))
-        return Traffic(to_server - own.to_server, from_server - own.from_server)
+        return HopBytes(to_server, from_server) - self._own_before - HopBytes(self._own.to_server, received)
 
     def _exchange(self, command: bytes) -> bytes:
         """Send a command and return the answer, a status or a string; both count as this connection's own."""
@@ -98,7 +91,7 @@ class ValkeyCounters:
         if not head.endswith(b"\r\n"):
             raise OSError("the server has closed the connection")
         body = self._stream.read(int(head[1:]) + 2) if head.startswith(b"$") else b""
-        self._own = _sum(self._own, Traffic(len(command), len(head) + len(body)))
+        self._own += HopBytes(len(command), len(head) + len(body))
         return body or head
 
 
@@ -117,7 +110,3 @@ def _connected(address: RedisAddress) -> BufferedRWPair:
         connection = socket.create_connection((address.host, address.port), _ANSWER_SECONDS)
     with connection:  # the stream keeps it open
         return connection.makefile("rwb")
-
-
-def _sum(one: Traffic, other: Traffic) -> Traffic:
-    return Traffic(one.to_server + other.to_server, one.from_server + other.from_server)

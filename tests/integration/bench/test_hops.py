@@ -14,7 +14,8 @@ from typing import Self
 import pytest
 
 from duologue.bench import sock_diag
-from duologue.bench.hops import UNIX_SOCKET, Hop, HopBytes, Hops, RedisServer, TcpPorts
+from duologue.bench.hop_bytes import HopBytes
+from duologue.bench.hops import UNIX_SOCKET, Hop, Hops, RedisServer, TcpPorts
 from duologue.cluster.ports import free_ports
 from duologue.cluster.valkey import ValkeyServer
 
