@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
-import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from duologue.bench.chaos import checks
-from duologue.bench.mock_llm import config as mock_llm
+from duologue.bench.fields import Field, fields
+from duologue.bench.mock_llm import MockConfig
 from duologue.bench.options import SCENARIOS, Load, Output, Where
 from duologue.config import settings_tables
 from duologue.observability import metrics
@@ -47,30 +47,42 @@ def _invariants_table() -> list[str]:
 
 
 def _mock_llm_table() -> list[str]:
-    return [_mock_llm_row(setting) for setting in mock_llm.settings()]
+    return [
+        _option_row(each, f"`{each.name}`", _default(each), _bounds(each), each.meaning) for each in fields(MockConfig)
+    ]
 
 
-def _mock_llm_row(setting: mock_llm.Setting) -> str:
-    default = "none" if setting.default is None else f"{setting.default:g}" if setting.least is not None else "off"
-    scope = "" if setting.least is None else f"{setting.least:,g} to {setting.most:,.0f}"
-    return f"| `{setting.option}` | `{setting.name}` | {default} | {scope} | {setting.meaning} |"
-
-
-def _bench_options() -> list[str]:
+def _bench_table() -> list[str]:
     """Return a row for each option of `duologue bench`; a scenario's own name it."""
-    found = [_bench_row(field, struct, "") for struct in (Where, Output, Load) for field in struct.__struct_fields__]
-    for name, struct in SCENARIOS.items():
-        default = Load() if issubclass(struct, Load) else None
-        own = [each for each in struct.__struct_fields__ if getattr(default, each, None) != getattr(struct(), each)]
-        found += [_bench_row(each, struct, f"`{name}`: ") for each in own]
-    return found
+    common = [
+        _option_row(each, _default(each), each.meaning) for struct in (Where, Output, Load) for each in fields(struct)
+    ]
+    return common + [
+        _option_row(each, _default(each), f"`{name}`: {each.meaning}")
+        for name, struct in SCENARIOS.items()
+        for each in fields(struct)
+        if not issubclass(struct, Load) or each.default != getattr(Load(), each.name, None)
+    ]
 
 
-def _bench_row(field: str, struct: type[msgspec.Struct], before: str) -> str:
-    meta = get_type_hints(struct, include_extras=True)[field].__metadata__[0]
-    value = getattr(struct(), field)
-    shown = "" if value == "" or isinstance(value, bool) else f"{value}"
-    return f"| `--{field.replace('_', '-')}` | {shown} | {before}{meta.description} |"
+def _option_row(option: Field, *cells: str) -> str:
+    return " | ".join([f"| `{option.option}`", *cells]) + " |"
+
+
+def _default(option: Field) -> str:
+    match option.default:
+        case None:
+            return "none"
+        case bool():
+            return "off"
+        case str():
+            return option.default
+        case number:
+            return f"{number:g}"
+
+
+def _bounds(option: Field) -> str:
+    return "" if option.least is None else f"{option.least:,g} to {option.most:,.0f}"
 
 
 def _frame_types() -> list[str]:
@@ -100,7 +112,7 @@ def test_mock_llm_md_compared_with_its_configuration_is_complete() -> None:
 
 
 def test_bench_md_compared_with_the_options_is_complete() -> None:
-    table = _bench_options()
+    table = _bench_table()
     written = [line for line in BENCH.read_text().splitlines() if line.startswith("| `--")]
     assert written == table, "the table of options should be:\n" + "\n".join(table)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Final
 
-import msgspec
 import typer
 
+from duologue.bench.command_line import command
 from duologue.bench.options import SCENARIOS, Asked, Output, Where
 from duologue.domain.errors import DuologueError
 
@@ -20,52 +18,6 @@ app = typer.Typer(
 )
 
 _EXIT: Final = "Exit code 0 if all was correct, 1 if it was not, 2 if it could not be run."
-
-
-def _option(name: str, annotation: Any) -> Any:
-    """Return a field's declaration as an option."""
-    meta = next(each for each in annotation.__metadata__ if isinstance(each, msgspec.Meta))
-    least = meta.ge if meta.ge is not None else meta.gt
-    return Annotated[
-        annotation.__origin__,
-        typer.Option("--" + name.replace("_", "-"), help=meta.description, min=least, max=meta.le),
-    ]
-
-
-@cache  # the system's options are those of every command, and every start of the program makes them
-def _fields(struct: type[msgspec.Struct]) -> list[inspect.Parameter]:
-    hints = get_type_hints(struct, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=_option(field.name, hints[field.name]),
-        )
-        for field in msgspec.structs.fields(struct)
-    ]
-
-
-def _command(name: str, options: type[Asked]) -> Callable[..., None]:
-    """Return the function of a scenario's command, with an argument for each of its options."""
-
-    def run(**given: Any) -> None:
-        chosen = [_chosen(struct, given) for struct in (options, Where, Output)]
-        _run(name, *chosen)
-
-    parameters = [parameter for struct in (options, Where, Output) for parameter in _fields(struct)]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__ = f"{options.__doc__}\n\n{_EXIT}"
-    return run
-
-
-def _chosen(struct: type[msgspec.Struct], given: dict[str, Any]) -> Any:
-    """Return a struct of the options given. Raises typer.BadParameter: one is out of its bounds."""
-    try:
-        return msgspec.convert({name: given[name] for name in struct.__struct_fields__}, struct)
-    except msgspec.ValidationError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _run(name: str, asked: Asked, where: Where, output: Output) -> None:
@@ -84,7 +36,9 @@ def _refuse(error: DuologueError) -> None:
 
 
 for _name, _options in SCENARIOS.items():
-    app.command(name=_name)(_command(_name, _options))
+    app.command(name=_name, help=f"{_options.__doc__}\n\n{_EXIT}")(
+        command(partial(_run, _name), _options, Where, Output)
+    )
 
 
 @app.command()

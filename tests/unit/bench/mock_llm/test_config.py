@@ -10,10 +10,13 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from duologue.bench.fields import Field, fields
 from duologue.bench.mock_llm import MockConfig, command
-from duologue.bench.mock_llm.config import Setting, configured, settings
+from duologue.bench.mock_llm.config import configured
 from duologue.cli import app
 from duologue.domain.errors import Rejected
+
+SETTINGS = fields(MockConfig)
 
 
 def _set_by_options(monkeypatch: pytest.MonkeyPatch, *words: str) -> MockConfig:
@@ -29,23 +32,23 @@ def _set_by_options(monkeypatch: pytest.MonkeyPatch, *words: str) -> MockConfig:
     return served[0]
 
 
-def _another_value(setting: Setting) -> Any:
+def _another_value(setting: Field) -> Any:
     if setting.least is None:
         return True
     return setting.kind(setting.least + 1) if setting.name[:5] != "rate_" else 0.125
 
 
 def test_settings_are_the_fields_of_the_configuration_each_with_its_meaning() -> None:
-    assert [setting.name for setting in settings()] == list(MockConfig.__struct_fields__)
-    assert all(len(setting.meaning) > 10 for setting in settings())
+    assert [setting.name for setting in SETTINGS] == list(MockConfig.__struct_fields__)
+    assert all(len(setting.meaning) > 10 for setting in SETTINGS)
 
 
 def test_options_without_any_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _set_by_options(monkeypatch) == MockConfig()
 
 
-@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
-def test_option_and_config_change_the_same_setting(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_option_and_config_change_the_same_setting(setting: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     value = _another_value(setting)
     words = [setting.option] if setting.least is None else [setting.option, str(value)]
     by_options = _set_by_options(monkeypatch, *words)
@@ -53,9 +56,9 @@ def test_option_and_config_change_the_same_setting(setting: Setting, monkeypatch
     assert getattr(by_options, setting.name) == value != setting.default
 
 
-@pytest.mark.parametrize("setting", [each for each in settings() if each.least is not None], ids=lambda each: each.name)
+@pytest.mark.parametrize("setting", [each for each in SETTINGS if each.least is not None], ids=lambda each: each.name)
 @pytest.mark.parametrize("is_above", [False, True], ids=["below", "above"])
-def test_value_outside_its_range_is_refused_either_way(setting: Setting, is_above: bool) -> None:
+def test_value_outside_its_range_is_refused_either_way(setting: Field, is_above: bool) -> None:
     assert setting.least is not None
     assert setting.most is not None
     value = setting.most + 1 if is_above else setting.least - 1
