@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from duologue import __version__
 from duologue.bench import commands as bench_commands
+from duologue.bench.chaos.commands import chaos
 from duologue.bench.mock_llm.command import mock_llm
 from duologue.dlq import commands as dlq_commands
 from duologue.domain.errors import DuologueError, StartRefused
 
 if TYPE_CHECKING:
-    from duologue.bench.chaos.plan import Mode
     from duologue.bootstrap import RoleName
 
 app = typer.Typer(
@@ -122,59 +121,8 @@ def token(
     typer.echo(operator_token(load_settings(), name or operator_name(), lifetime_seconds=int(hours * 3600)))
 
 
-@app.command()
-def chaos(
-    mode: Annotated[str, typer.Option(help="embedded, or distributed: every role on engines of its own.")] = "embedded",
-    seconds: Annotated[float, typer.Option(help="No fault begins after so long; 60 if no count is given.")] = 0,
-    faults: Annotated[int, typer.Option(help="So many faults of any sort.")] = 0,
-    each: Annotated[int, typer.Option(help="So many of each sort.")] = 0,
-    minutes: Annotated[int, typer.Option(help="So many of each sort that lasts a minute.")] = 0,
-    kill: Annotated[str, typer.Option(help="So many kills of each: ai-consumer=300,api=100.")] = "",
-    overlap: Annotated[float, typer.Option(min=0, max=1, help="The share of faults that begin beside others.")] = 0.3,
-    seed: Annotated[int, typer.Option(help="The same seed is the same plan.")] = 1,
-    users: Annotated[int, typer.Option(min=1, max=500, help="Users who talk meanwhile.")] = 8,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Messages a second of all users together.")] = 4,
-    report: Annotated[Path | None, typer.Option(help="Folder for the report as JSON and as a page.")] = None,
-) -> None:
-    """Try to break a system of its own, and count what was lost, doubled, reordered or stuck.
-
-    Exit code 0 if every invariant held, 1 if one did not, 2 if it could not be run.
-    """
-    from rich.console import Console
-
-    from duologue.bench.chaos.command import ChaosOptions, parse_kills
-    from duologue.bench.chaos.command import chaos as run_chaos
-
-    try:
-        options = ChaosOptions(
-            mode=_mode(mode),
-            seconds=seconds or (None if faults or each or minutes or kill else 60.0),
-            faults=faults,
-            each=each,
-            minutes=minutes,
-            kills=parse_kills(kill),
-            overlap=overlap,
-            seed=seed,
-            users=users,
-            rate=rate,
-            report=report,
-        )
-        outcome = run_chaos(options, Console())
-    except DuologueError as error:
-        typer.secho(f"duologue: {error}", err=True, fg="red")
-        raise typer.Exit(2) from error
-    raise typer.Exit(0 if outcome.is_clean else 1)
-
-
+app.command(name="chaos")(chaos)
 app.command(name="mock-llm")(mock_llm)
-
-
-def _mode(name: str) -> Mode:
-    if name == "embedded":
-        return "embedded"
-    if name == "distributed":
-        return "distributed"
-    raise StartRefused(f"--mode {name}: it is embedded or distributed")
 
 
 def _run_role(name: RoleName) -> None:

@@ -1,8 +1,9 @@
-"""Commands whose options are the fields of structs, as `fields` declares them."""
+"""Commands whose options are the fields of structs, as `fields` declares them, and how they refuse to run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import msgspec
 import typer
 
 from duologue.bench.fields import Field, fields
+from duologue.domain.errors import DuologueError
 
 
 def command(run: Callable[..., None], *structs: type[msgspec.Struct]) -> Callable[..., None]:
@@ -41,3 +43,13 @@ def _chosen(struct: type[msgspec.Struct], given: dict[str, Any]) -> msgspec.Stru
         return msgspec.convert({name: given[name] for name in struct.__struct_fields__}, struct)
     except msgspec.ValidationError as error:
         raise typer.BadParameter(str(error).replace("`$.", "`")) from error
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Tell in words why something cannot be run, and exit with 2: 1 says that it was, and was not well."""
+    try:
+        yield
+    except DuologueError as error:
+        typer.secho(f"duologue: {error}", err=True, fg="red")
+        raise typer.Exit(2) from error

@@ -8,9 +8,8 @@ from typing import Annotated, Final
 
 import typer
 
-from duologue.bench.command_line import command
+from duologue.bench.command_line import command, refusing
 from duologue.bench.options import SCENARIOS, Asked, Output, Where
-from duologue.domain.errors import DuologueError
 
 app = typer.Typer(
     help="Measure what Duologue costs on this machine, load and engines included, and whether all of it was correct.",
@@ -23,16 +22,9 @@ _EXIT: Final = "Exit code 0 if all was correct, 1 if it was not, 2 if it could n
 def _run(name: str, asked: Asked, where: Where, output: Output) -> None:
     from duologue.bench.command import bench
 
-    try:
+    with refusing():
         report = bench(name, asked, where, output)
-    except DuologueError as error:
-        _refuse(error)
     raise typer.Exit(0 if report.is_clean else 1)
-
-
-def _refuse(error: DuologueError) -> None:
-    typer.secho(f"duologue: {error}", err=True, fg="red")
-    raise typer.Exit(2) from error
 
 
 for _name, _options in SCENARIOS.items():
@@ -56,7 +48,5 @@ def compare(
     from duologue.bench.report.compare import compared, print_comparison
     from duologue.bench.report.model import read_report
 
-    try:
+    with refusing():
         print_comparison(compared(read_report(before), read_report(after), anyway=anyway), Console())
-    except DuologueError as error:
-        _refuse(error)

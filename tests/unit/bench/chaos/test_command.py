@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from duologue.bench.chaos import command
-from duologue.bench.chaos.command import ChaosOptions, parse_kills
+from duologue.bench.chaos.options import ChaosOptions, parse_kills
 from duologue.cli import app
 from duologue.domain.errors import StartRefused
 
@@ -33,7 +33,7 @@ def test_kills_that_cannot_be_read_are_refused(text: str) -> None:
 
 
 def test_options_are_told_as_the_command_that_runs_the_same_plan_again() -> None:
-    options = ChaosOptions(mode="distributed", kills={"api": 2}, each=1, seed=7, users=3, rate=2.5)
+    options = ChaosOptions(mode="distributed", kill="api=2", each=1, seed=7, users=3, rate=2.5)
     words = "duologue chaos --mode distributed --seed 7 --users 3 --rate 2.5 --each 1 --kill api=2"
     assert options.arguments() == words
 
@@ -54,7 +54,7 @@ def test_command_exits_with_whether_all_held(monkeypatch: pytest.MonkeyPatch, is
     monkeypatch.setattr(command, "chaos", run)
     done = CliRunner().invoke(app, ["chaos", "--seed", "7"])
     assert done.exit_code == code
-    assert (asked[0].seconds, asked[0].seed, asked[0].mode) == (60.0, 7, "embedded")
+    assert (asked[0].lasting_seconds, asked[0].seed, asked[0].mode) == (60.0, 7, "embedded")
 
 
 def test_command_that_cannot_be_run_exits_with_2_and_says_why() -> None:
