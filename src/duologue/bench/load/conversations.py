@@ -23,8 +23,7 @@ class Conversations:
 
     Args:
         address: gives the address of a user's socket, with a token.
-        turns: messages of a conversation; drawn for each from half to one and a half times that. 0: nobody leaves the
-            default conversation.
+        turns: messages of a conversation, 1 or more; drawn for each from half to one and a half times that.
         seed: of the draws.
     """
 
@@ -38,8 +37,6 @@ class Conversations:
 
     async def begin(self, users: Sequence[LoadUser]) -> None:
         """Give each user a first conversation, and the next. Raises OSError."""
-        if not self._turns:
-            return
         for user in users:
             user.talk.following = await self._made(user)
             self.before_message(user)
@@ -47,8 +44,6 @@ class Conversations:
     def before_message(self, user: LoadUser) -> None:
         """Take a user to the next conversation if the present one has had its messages."""
         talk = user.talk
-        if not self._turns:
-            return
         if talk.left > 0:
             talk.left -= 1
         elif talk.following:

@@ -21,12 +21,11 @@ async def run(bench: Bench, asked: ReconnectStorm) -> None:
     async with bench.crowd(asked.users, devices=asked.devices, seed=asked.seed) as users:
         longest = 0.0
         for number in range(1, asked.storms + 1):
-            async with bench.phase(f"storm {number} of {len(users.devices)} sockets", users) as phase:
+            async with bench.phase(f"storm {number} of {len(users.devices)} sockets", users):
                 await users.all_send(lasting / 4, share=asked.talking)
                 began = time.perf_counter()
                 await users.come_back_at_once()
                 longest = max(longest, time.perf_counter() - began)
-                phase.offered = 0.0
                 await users.settled(lasting * 2)
         bench.figures["all_attached_again_seconds"] = round(longest, 2)
         bench.figures["sockets"] = len(users.devices)

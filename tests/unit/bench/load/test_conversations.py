@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from duologue.bench.load.conversations import Conversations
+from duologue.bench.load.crowd import Crowd, Entrance
 from duologue.bench.load.recorder import Recorder
 from duologue.bench.load.user import LoadUser, Tally
 
@@ -40,6 +41,9 @@ def test_message_stays_where_it_is_while_the_next_conversation_is_not_made() -> 
 
 
 def test_without_turns_nobody_leaves_the_default_conversation() -> None:
-    conversations, talker = Conversations(lambda name: name, turns=0, seed=1), user()
-    conversations.before_message(talker)
-    assert (talker.talk.conversation_id, conversations.late) == ("", 0)
+    everybody = Crowd(Entrance("http://127.0.0.1:1", "ws://127.0.0.1:1", "s" * 32), ["ada"])
+    everybody.send("Hello", 0.0)
+    (talker,) = everybody.users
+    assert (talker.talk.conversation_id, everybody.conversations) == ("", None)
+    (sent,) = talker.waiting.values()
+    assert b"conversation_id" not in sent.frame
