@@ -6,9 +6,9 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from duologue.auth.tokens import TokenIssuer
 from duologue.bench.load.arrivals import arrivals, at_times
@@ -18,6 +18,7 @@ from duologue.bench.load.recorder import ModelTimes, Recorder
 from duologue.bench.load.user import LoadUser, Tally
 from duologue.domain.errors import StartRefused
 from duologue.domain.ids import DEFAULT_TENANT, UserKey
+from duologue.log.role_tasks import role_tasks
 
 _TOKEN_SECONDS: Final = 24 * 3600
 _CONNECTING: Final = 100
@@ -251,29 +252,11 @@ async def crowd(
         if turns:
             connected.conversations = Conversations(entrance.address, turns=turns, seed=seed)
             await connected.conversations.begin(connected.users)
-        tasks = await stack.enter_async_context(_side_tasks())
-        tasks(connected.run)
+        tasks = await stack.enter_async_context(role_tasks())
+        tasks.spawn(connected.run())
         if connected.conversations is not None:
-            tasks(connected.conversations.run)
+            tasks.spawn(connected.conversations.run())
         yield connected
-
-
-_Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-
-
-@asynccontextmanager
-async def _side_tasks() -> AsyncIterator[_Start]:
-    """Run what is given beside the context; at its end they are cancelled, and what one of them raised is raised."""
-    running: list[asyncio.Task[None]] = []
-    try:
-        yield lambda work: running.append(asyncio.create_task(work()))
-    finally:
-        for task in running:
-            task.cancel()
-        ends = await asyncio.gather(*running, return_exceptions=True)
-    for end in ends:
-        if end is not None and not isinstance(end, asyncio.CancelledError):
-            raise end
 
 
 def _first(group: BaseException) -> BaseException:
