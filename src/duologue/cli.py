@@ -5,30 +5,41 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from duologue import __version__
-from duologue.bench import commands as bench_commands
-from duologue.bench.chaos.commands import chaos
-from duologue.bench.mock_llm.command import mock_llm
-from duologue.dlq import commands as dlq_commands
 from duologue.domain.errors import DuologueError, StartRefused
+from duologue.lazy_commands import LazyCommands
 
 if TYPE_CHECKING:
     from duologue.bootstrap import RoleName
 
+_ELSEWHERE: Final = {
+    "chaos": "duologue.bench.chaos.commands",
+    "mock-llm": "duologue.bench.mock_llm.command",
+    "dlq": "duologue.dlq.commands",
+    "bench": "duologue.bench.commands",
+}
+
+
+class _Program(TyperGroup):
+    """The commands of this file, and those that are elsewhere."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = LazyCommands({**self.commands, **_ELSEWHERE})
+
+
 app = typer.Typer(
+    cls=_Program,
     help="Duologue: a self-hosted server for real-time conversations with AI.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-app.add_typer(dlq_commands.app, name="dlq")
-app.add_typer(bench_commands.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -119,10 +130,6 @@ def token(
     if not operator:
         raise StartRefused("say --operator: users get their tokens from the API, POST /token")
     typer.echo(operator_token(load_settings(), name or operator_name(), lifetime_seconds=int(hours * 3600)))
-
-
-app.command(name="chaos")(chaos)
-app.command(name="mock-llm")(mock_llm)
 
 
 def _run_role(name: RoleName) -> None:

@@ -14,6 +14,7 @@ from duologue.bench.options import SCENARIOS, Asked, Output, Where
 app = typer.Typer(
     help="Measure what Duologue costs on this machine, load and engines included, and whether all of it was correct.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 _EXIT: Final = "Exit code 0 if all was correct, 1 if it was not, 2 if it could not be run."

@@ -16,7 +16,9 @@ from duologue.domain.errors import StartRefused
 if TYPE_CHECKING:
     from duologue.dlq.client import DeadLetters, Letter
 
-app = typer.Typer(help="Dead letters: messages and records that were given up.", no_args_is_help=True)
+app = typer.Typer(
+    help="Dead letters: messages and records that were given up.", no_args_is_help=True, add_completion=False
+)
 
 T = TypeVar("T")
 

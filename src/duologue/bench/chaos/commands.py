@@ -7,6 +7,8 @@ import typer
 from duologue.bench.chaos.options import ChaosOptions
 from duologue.bench.command_line import command, refusing
 
+app = typer.Typer(add_completion=False)
+
 
 def _chaos(options: ChaosOptions) -> None:
     """Try to break a system of its own, and count what was lost, doubled, reordered or stuck.
@@ -22,4 +24,4 @@ def _chaos(options: ChaosOptions) -> None:
     raise typer.Exit(0 if report.is_clean else 1)
 
 
-chaos = command(_chaos, ChaosOptions)
+app.command(name="chaos")(command(_chaos, ChaosOptions))

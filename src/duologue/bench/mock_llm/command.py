@@ -1,7 +1,6 @@
 """`duologue mock-llm`: the options, and the server from its start to its signal.
 
-The options are made from `MockConfig`, so that this module is imported whenever the command line is. What only a
-running server needs is imported when it runs.
+The options are made from `Listening` and `MockConfig`. What only a running server needs is imported when it runs.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import typer
 from duologue.bench.command_line import command
 from duologue.bench.fields import means
 from duologue.bench.mock_llm.config import MockConfig
+
+app = typer.Typer(add_completion=False)
 
 
 class Listening(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ def _mock_llm(listening: Listening, config: MockConfig) -> None:
         runner.run(_run(config, listening))
 
 
-mock_llm = command(_mock_llm, Listening, MockConfig)
+app.command(name="mock-llm")(command(_mock_llm, Listening, MockConfig))
 
 
 async def _run(config: MockConfig, listening: Listening) -> None:
