@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from duologue import bootstrap
 from duologue.bootstrap import ROLES, RoleName, migrate_database, run_role
+from duologue.bootstrap.models import open_models
+from duologue.bootstrap.parts import provider_state
 from duologue.config import Settings
 from duologue.domain.errors import StartRefused
 from duologue.llm.breaker import BreakerPolicy, CircuitBreaker
@@ -91,13 +92,13 @@ async def test_model_that_cannot_answer_is_shown_and_holds_nothing_up(
 ) -> None:
     model = ScriptedModel([])
     model.failure = failure
-    assert await bootstrap._provider_state(Provider.of(model)) == str(failure)
+    assert await provider_state(Provider.of(model)) == str(failure)
 
 
 async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "open_builtin", None)
+    monkeypatch.setattr("duologue.bootstrap.models.open_builtin", None)
     settings = Settings(builtin_model_url="http://127.0.0.1:1")
-    async with bootstrap._open_models(settings, None) as models:
+    async with open_models(settings, None) as models:
         with pytest.raises(ModelTemporaryError):
             await models.first.model.check()
     assert settings.workers == 2
@@ -106,12 +107,12 @@ async def test_model_with_the_address_of_a_shared_one_starts_no_process(monkeypa
 async def test_provider_whose_breaker_is_open_is_shown_and_holds_nothing_up() -> None:
     breaker = CircuitBreaker("p", BreakerPolicy(min_tries=1, min_askers=1))
     provider = Provider(ScriptedModel([]), breaker)
-    assert await bootstrap._provider_state(provider) is None
+    assert await provider_state(provider) is None
     permit = breaker.admit("reply")
     assert permit is not None
     failure = ModelTemporaryError("away", cause="http_503")
     permit.__exit__(type(failure), failure, None)
-    assert await bootstrap._provider_state(provider) == "its circuit breaker is open"
+    assert await provider_state(provider) == "its circuit breaker is open"
 
 
 async def test_models_at_one_address_share_a_provider_and_others_have_their_own() -> None:
@@ -126,7 +127,7 @@ async def test_models_at_one_address_share_a_provider_and_others_have_their_own(
             "one@http://127.0.0.1:1/v1",
         ],
     )
-    async with bootstrap._open_models(settings, None) as models:
+    async with open_models(settings, None) as models:
         assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "127.0.0.1:2"]
         assert models.first.model.name == "one"
         named = [(candidate.provider.name, candidate.name) for candidate in models.candidates(None)]
@@ -139,15 +140,15 @@ async def test_two_keys_of_one_host_are_two_providers_with_names_of_their_own() 
         fallback_models=["one@http://127.0.0.1:1/v1"],
         fallback_api_keys=SecretStr("127.0.0.1:1=sk-second"),
     )
-    async with bootstrap._open_models(settings, None) as models:
+    async with open_models(settings, None) as models:
         assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "127.0.0.1:1#2"]
 
 
 async def test_built_in_model_stands_in_for_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "open_builtin", None)
+    monkeypatch.setattr("duologue.bootstrap.models.open_builtin", None)
     settings = Settings(
         openai_base_url="http://127.0.0.1:1/v1", fallback_models=["builtin"], builtin_model_url="http://127.0.0.1:2"
     )
-    async with bootstrap._open_models(settings, None) as models:
+    async with open_models(settings, None) as models:
         assert [provider.name for provider in models.providers] == ["127.0.0.1:1", "builtin"]
         assert settings.workers == 64

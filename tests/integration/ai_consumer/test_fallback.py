@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from tests.support.pipeline import Pipeline, until
 from tests.support.provider import CUT, OPEN_STREAM, Provider, Request, Step, answer, chunk, event, provider, response
 
-from duologue.bootstrap import _open_models
+from duologue.bootstrap.models import open_models
 from duologue.config import Settings
 from duologue.llm.choice import ModelChain
 
@@ -48,7 +48,7 @@ class Site:
             fallback_api_keys=SecretStr(",".join(keys).format(**hosts)),
             **{name: value for name, value in changes.items() if name.startswith("model_breaker_")},
         )
-        self.models = await self._stack.enter_async_context(_open_models(settings, None))
+        self.models = await self._stack.enter_async_context(open_models(settings, None))
         await self.pipeline.relay()
         await self.pipeline.consumer(self.models, **changes)
 
