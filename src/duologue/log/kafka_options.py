@@ -37,7 +37,7 @@ class KafkaOptions:
     client_id: str = "duologue"
     timeout_seconds: float = 5.0
     session_timeout_seconds: float = 6.0
-    max_poll_seconds: float = 300.0
+    max_poll_seconds: float = 10.0
     linger_ms: float = 0.0
     instance_id: str = ""
     security: dict[str, str] = field(default_factory=dict, repr=False)
@@ -106,7 +106,9 @@ class KafkaOptions:
             "session.timeout.ms": session_ms,
             # The owners hear of a rebalance with their next heartbeat: this is what a new consumer waits for them.
             "heartbeat.interval.ms": min(1000, session_ms // 3),
-            # The thread polls without end, so this ends a consumer only whose process hangs.
+            # The thread polls without end, so this ends a consumer only whose process hangs. It is also how long others
+            # wait for one that is to join again and, with 3 s more, a consumer for the answer to its joining: a broker
+            # that was killed twice within a minute was seen to give none.
             "max.poll.interval.ms": int(self.max_poll_seconds * 1000),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,

@@ -15,6 +15,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.support.logs import Listener, append_until_acknowledged, ends, read, reading
 from tests.support.owner import Owner
+from tests.support.proxied_kafka import ProxiedKafka
+from tests.support.tcp_proxy import Link
 
 from duologue.domain.errors import OwnershipLost, Permanent, StartRefused
 from duologue.log.kafka import KafkaLog, open_kafka_log
@@ -86,6 +88,25 @@ async def test_consumer_whose_caller_does_not_poll_keeps_its_partitions(options:
         await consumer.commit(ends(records))
     positions = sorted((record.partition, record.offset) for record in records)
     assert len(set(positions)) == 5000
+
+
+async def test_consumer_whose_joining_is_never_answered_joins_anew(
+    session_kafka: ProxiedKafka, options: KafkaOptions
+) -> None:
+    unanswered: list[Link] = []
+
+    def is_unanswered(link: Link) -> bool:
+        if not unanswered and b"cooperative-sticky" in link.first:  # as a request to join says
+            unanswered.append(link)
+        return link in unanswered
+
+    owner = Owner()
+    async with session_kafka.proxy() as proxy:
+        proxy.deaf_to = is_unanswered
+        options = replace(options, bootstrap_servers=session_kafka.proxied_bootstrap_servers)
+        async with open_kafka_log(options) as log, reading(log, TOPIC, listener=owner):
+            await owner.until(lambda owned: len(owned) == 4)
+    assert len(unanswered) == 1
 
 
 async def test_pause_of_one_partition_lets_the_others_go_on(log: KafkaLog) -> None:
