@@ -33,6 +33,7 @@ from duologue.log.port import Log, LogConsumer, LogProducer, Partition
 from duologue.log.valkey_streams import open_streams_log
 from duologue.runner import HttpServer
 from duologue.store.database import Database, open_database
+from duologue.store.history import said_before
 from duologue.store.migrate import migrate
 from duologue.store.users import create_guest
 from duologue.websocket_server.app import router
@@ -141,8 +142,10 @@ async def running_edge(
         )
         redis = await stack.enter_async_context(Redis(valkey_url, name="edge", scripts=UserStreams.scripts))
         edge.streams = UserStreams(redis, durable=True)
-        edge.hub = await stack.enter_async_context(Hub(valkey_url, edge.streams))
         edge.database = await stack.enter_async_context(open_database(database_url))
+        edge.hub = await stack.enter_async_context(
+            Hub(valkey_url, edge.streams, said_before=lambda user, at: edge.database.read(said_before, user, at))
+        )
         edge.load = LoadGate(
             LoadBoard(redis), limit_seconds=edge.settings.overload_seconds, partition_of=lambda _: 0, draw=lambda: 0.0
         )

@@ -18,7 +18,8 @@ from duologue.config import Settings
 from duologue.domain.errors import StartRefused
 from duologue.engines.child import child_process
 
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0
+"""It may wait for an engine that is being started itself."""
 _GRACE_SECONDS: Final = 40.0
 _LOOK_SECONDS: Final = 0.02
 _LOG_TAIL: Final = 3000

@@ -26,6 +26,7 @@ from duologue.engines.redis_address import shared_redis_url
 from duologue.llm.choice import ModelChain, Provider
 from duologue.message_relay.worker import MessageRelay
 from duologue.runner import Role
+from duologue.store.history import said_before
 from duologue.websocket_server import app as socket_routes
 from duologue.websocket_server.load import LoadGate
 from duologue.websocket_server.server import WebSocketServer
@@ -56,7 +57,13 @@ class Part:
 @asynccontextmanager
 async def websocket_server_part(settings: Settings, engines: Engines, secret: str) -> AsyncIterator[Part]:
     """Make the role that holds clients' sockets, its hub open."""
-    async with Hub(engines.redis_url, engines.streams, may_be_away=bool(shared_redis_url(settings))) as hub:
+    hub = Hub(
+        engines.redis_url,
+        engines.streams,
+        may_be_away=bool(shared_redis_url(settings)),
+        said_before=lambda user, at: engines.database.read(said_before, user, at),
+    )
+    async with hub:
         server = WebSocketServer(
             settings,
             producer=engines.log.producer,

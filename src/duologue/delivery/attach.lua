@@ -1,13 +1,15 @@
 -- What a socket needs to go on. ARGV 5 how: 'behind' an event of the client, or at the 'cursor'; 6 epoch and 7 number of
 -- that event. Returns epoch, running number at the cut, recovered (1 or 0), the event number before the first frame
--- returned, more (1 if it had too much to return: then no live texts), {event number, frame, …}, {message, state, text, …}.
+-- returned, more (1 if it had too much to return: then no live texts), {event number, frame, …}, {message, state, text, …},
+-- and, if there is no cursor to be at, when the epoch began (else 0).
 local PART_BYTES = 262144
 local CHUNK = 32
+local began = 0
 local behind = tonumber(load_state('cursor') or nil)
 if ARGV[5] == 'behind' then
   behind = ARGV[6] == epoch and tonumber(ARGV[7]) or -1
 elseif not behind then
-  behind = 0
+  behind, began = 0, tonumber(redis.call('HGET', state_key, 'began') or 0)
 end
 local recovered = behind >= first - 1 and behind <= event
 if not recovered then behind = first - 1 end
@@ -47,4 +49,4 @@ if not more then
     end
   end
 end
-return { epoch, text_of(number), recovered and 1 or 0, behind, more and 1 or 0, frames, lives }
+return { epoch, text_of(number), recovered and 1 or 0, behind, more and 1 or 0, frames, lives, began }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Self
 
+import msgspec
 import structlog
 
 from duologue.delivery.attachment import Answered, Attachment, Greet, Socket
@@ -35,6 +36,10 @@ CLOSE_INTERVAL_SECONDS: Final = 0.01
 """Between two sockets of a server that are closed together, as long as all of them fit into the time for it."""
 _CLOSE_SPREAD_SECONDS: Final = 2.0
 """Within which all sockets are closed whose feed is lost, so that not all of them come to the next server at once."""
+
+
+SaidBefore = Callable[[UserKey, int], Awaitable[bool]]
+"""Asks, for a user and milliseconds since the Unix epoch. May raise Retryable."""
 
 
 class _Feed:
@@ -78,6 +83,7 @@ class Hub:
         cursor_delay_seconds: float = 40.0,
         timeout_seconds: float = 5.0,
         may_be_away: bool = False,
+        said_before: SaidBefore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Subscribe at `url`, and attach by `streams`.
@@ -92,9 +98,11 @@ class Hub:
             cursor_delay_seconds: how long after a write a socket must have stayed open for the cursor to pass.
             timeout_seconds: after which a subscription that does not answer is given up.
             may_be_away: entering does not need an answer: the subscription comes when Redis does.
+            said_before: tells whether a user had said anything before a time. None: nobody can tell.
             clock: seconds, monotonic.
         """
         self._streams = streams
+        self._said_before = said_before
         self._check_seconds = check_seconds
         self._probe_seconds = probe_seconds
         self._probe = Probe(streams, timeout_seconds=probe_timeout_seconds)
@@ -301,15 +309,27 @@ class Hub:
             reply = await self._reply_for(attachment)
         if attachment.gone:
             return True
+        if reply.began_ms:  # it hears now where the stream stands: should it stay, later devices go on from there
+            self._cursors.written(attachment.socket, attachment.user, reply.position)
         answered = attachment.answer(reply)
         if answered is Answered.MORE:
             await attachment.socket.drained()
         return answered is Answered.LIVE
 
     async def _reply_for(self, attachment: Attachment) -> AttachReply:
-        if attachment.position is None:
-            return await self._streams.attach(attachment.user, None)
-        return await self._streams.attach_behind(attachment.user, attachment.position)
+        if attachment.position is not None:
+            return await self._streams.attach_behind(attachment.user, attachment.position)
+        reply = await self._streams.attach(attachment.user, None)
+        if await self._has_lost(attachment.user, reply):
+            return msgspec.structs.replace(reply, recovered=False)
+        return reply
+
+    async def _has_lost(self, user: UserKey, reply: AttachReply) -> bool:
+        """Whether a client that does not say where it was may miss what Redis has lost: the user had said something
+        before this epoch began, and no device was surely sent anything of it (rule Cursor)."""
+        if not reply.began_ms or self._said_before is None:
+            return False
+        return await self._said_before(user, reply.began_ms)
 
     # Publications
 

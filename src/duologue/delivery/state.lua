@@ -5,6 +5,7 @@
 --   first, bytes  the oldest frame that is kept, and what all kept ones weigh
 --   number        the last publication's running number
 --   cursor        the last durable frame that a device was surely sent
+--   began         when the epoch was minted, in milliseconds since the Unix epoch
 --   l:<message>   a live text: "<attempt> <seq> <bytes> <conversation>"; the text itself is the string live:<tag>:<message>
 -- KEYS 1 state, 2 events. ARGV 1 run id of the connection ('' if Redis is durable), 2 an epoch to mint, 3 tag, 4 channel.
 local state_key, events_key = KEYS[1], KEYS[2]
@@ -28,7 +29,8 @@ local function mint()
   -- that is lost sees a gap, never a number that looks old.
   local time = redis.call('TIME')
   epoch, event, first, bytes, number = ARGV[2], 0, 1, 0, math.max(time[1] * 1000000 + time[2], number or 0)
-  redis.call('HSET', state_key, 'epoch', epoch, 'run', run, 'event', 0, 'first', 1, 'bytes', 0, 'number', number)
+  redis.call('HSET', state_key, 'epoch', epoch, 'run', run, 'event', 0, 'first', 1, 'bytes', 0, 'number', number,
+    'began', text_of(time[1] * 1000 + math.floor(time[2] / 1000)))
   redis.call('PEXPIRE', state_key, STATE_MS)
 end
 

@@ -71,6 +71,9 @@ class AttachReply(msgspec.Struct, frozen=True):
     `position` is before the first of `frames`, which are (event number, frame). With `more`, further frames wait behind
     the last one; without, `lives` are the encoded snapshots of replies being written, and `number` is the cut: later
     publications, and only those, are not contained in this reply.
+
+    `began_ms` is given if it was asked for what is behind the user's cursor and there is none: when this epoch began,
+    in milliseconds since the Unix epoch, 0 if that is not known. What the user had before is not in it.
     """
 
     epoch: str
@@ -80,6 +83,7 @@ class AttachReply(msgspec.Struct, frozen=True):
     more: bool
     frames: list[tuple[int, bytes]]
     lives: list[bytes]
+    began_ms: int = 0
 
     @property
     def event_id(self) -> str:
@@ -397,7 +401,7 @@ class UserStreams:
 
 
 def _attach_reply(reply: Sequence[Any]) -> AttachReply:
-    epoch, number, recovered, behind, more, frames, lives = reply
+    epoch, number, recovered, behind, more, frames, lives, began = reply
     name = epoch.decode()
     return AttachReply(
         epoch=name,
@@ -407,6 +411,7 @@ def _attach_reply(reply: Sequence[Any]) -> AttachReply:
         more=bool(more),
         frames=list(zip(frames[::2], frames[1::2], strict=True)),
         lives=[_snapshot(*live) for live in zip(lives[::3], lives[1::3], lives[2::3], strict=True)],
+        began_ms=began,
     )
 
 

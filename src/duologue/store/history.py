@@ -8,10 +8,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from duologue.domain.ids import UserKey
 from duologue.domain.records import Usage
 from duologue.store.cursors import Place, decode_cursor, encode_cursor
 from duologue.store.outcomes import ReplyError
-from duologue.store.schema import messages
+from duologue.store.schema import messages, users
 
 MessageState: TypeAlias = Literal["complete", "queued", "generating", "failed", "stopped"]
 
@@ -111,6 +112,25 @@ _CHANGED_BEFORE: Final = (
     .limit(sa.bindparam("limit"))
 )
 _END: Final = Place(2**62)
+
+_SAID_BEFORE_TIME: Final = (
+    sa.select(messages.c.id)
+    .join(users, users.c.id == messages.c.user_id)
+    .where(
+        users.c.tenant == sa.bindparam("tenant"),
+        users.c.userid == sa.bindparam("user_id"),
+        users.c.deleted_at.is_(None),
+        messages.c.updated_at < sa.bindparam("at"),
+    )
+    .limit(1)
+)
+
+
+def said_before(conn: Connection, user: UserKey, at: int) -> bool:
+    """Tell whether a user had said anything before a time, in milliseconds since the Unix epoch, by the store's rows:
+    a user's message does not change once it is stored."""
+    values = {"tenant": user.tenant, "user_id": user.user_id, "at": at}
+    return conn.execute(_SAID_BEFORE_TIME, values).first() is not None
 
 
 def conversation_messages(

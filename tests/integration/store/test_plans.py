@@ -105,6 +105,7 @@ HOT: Final[dict[str, Prepared | sa.Select[Any]]] = {
     "outcomes": outcomes._OUTCOMES,
     "newest said": history._NEWEST_SAID,
     "said before": history._SAID_BEFORE,
+    "said before a time": history._SAID_BEFORE_TIME,
     "changed after": history._CHANGED_AFTER,
     "changed before": history._CHANGED_BEFORE,
     "target": targets._TARGET,

@@ -15,7 +15,10 @@ from websockets.asyncio.client import connect
 from websockets.frames import Opcode
 
 from duologue.delivery.stream import DurableFrame
+from duologue.domain.clock import wall_clock
+from duologue.domain.records import INCOMING_TOPIC
 from duologue.protocol import frames
+from duologue.store.messages import Incoming, store_messages
 from duologue.websocket_server import places
 
 
@@ -60,6 +63,30 @@ async def test_client_without_last_event_id_gets_again_what_went_into_a_broken_c
     await edge.hub._cursors.flush()
     await edge.streams.apply(user("ann"), [_echo(3)])
     assert await _missed(edge, token) == again
+
+
+async def test_client_without_last_event_id_is_told_once_what_redis_has_lost(edge: Edge) -> None:
+    token = await edge.token("ann")
+    async with edge.connect(token) as client:
+        assert client.connection["recovered"] is True  # there was nothing to lose
+        await client.send(type="message", id="c1", content="Hello")
+        (record,) = await edge.records(1)
+        batch = [Incoming(record, INCOMING_TOPIC, 0, 1)]
+        await edge.database.write(store_messages, batch, wall_clock())
+        client.socket.transport.abort()
+    await eventually(lambda: edge.server.connections == 0)
+    await edge.streams.forget(user("ann"))
+    for _ in range(2):  # nobody knows yet whether the first of these was heard
+        async with edge.connect(token) as client:
+            assert client.connection["recovered"] is False
+            client.socket.transport.abort()
+        await eventually(lambda: edge.server.connections == 0)
+    async with edge.connect(token) as client:
+        assert client.connection["recovered"] is False
+    await eventually(lambda: edge.server.connections == 0)
+    await edge.hub._cursors.flush()
+    async with edge.connect(token) as client:
+        assert client.connection["recovered"] is True
 
 
 async def test_event_id_of_the_greeting_is_a_place_to_come_back_to(edge: Edge) -> None:
