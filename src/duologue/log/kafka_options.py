@@ -109,7 +109,7 @@ class KafkaOptions:
             # The thread polls without end, so this ends a consumer only whose process hangs. It is also how long others
             # wait for one that is to join again and, with 3 s more, a consumer for the answer to its joining: a broker
             # that was killed twice within a minute was seen to give none.
-            "max.poll.interval.ms": int(self.max_poll_seconds * 1000),
+            "max.poll.interval.ms": max(int(self.max_poll_seconds * 1000), session_ms),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
