@@ -53,7 +53,7 @@ def test_script_without_docker_runs_processes_of_this_user(tmp_path: Path, docke
     repository = _Repository(tmp_path / "a clone", docker)
     assert repository.run(command, FORCE="1").returncode == 0
     assert repository.calls() == [
-        "make --silent --no-print-directory install-cluster",
+        "make --silent --no-print-directory install-cluster compiled",
         f"python -m duologue.cluster {command}",
     ]
 
