@@ -91,7 +91,7 @@ def http_server(app: ASGIApp, settings: Settings, socket_protocol: type[asyncio.
             server_header=False,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=[form for proxy in settings.trusted_proxies for form in _as_peer(proxy)],
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=4,  # seconds; sockets wait 3 for their peers' answer to a close
         )
     )
 

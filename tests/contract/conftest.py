@@ -16,7 +16,7 @@ from duologue.log.valkey_lock import LockTimes
 from duologue.log.valkey_streams import open_streams_log
 
 _TIMEOUT_SECONDS = 1.0
-_KAFKA_TIMEOUT_SECONDS = 2.0
+_KAFKA_TIMEOUT_SECONDS = 6.0  # also for a megabyte on a topic that was just made, on a busy machine
 _LOCK_TIMES = LockTimes(valid_seconds=2.0, renew_seconds=0.2, wait_seconds=0.5)
 
 

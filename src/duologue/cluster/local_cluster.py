@@ -20,6 +20,7 @@ from typing import Final
 from duologue.cluster import kafka
 from duologue.cluster.local_env import LOCAL_ENV, LocalEnv, read_local_env
 from duologue.cluster.local_secrets import SECRETS, LocalSecrets, local_secrets
+from duologue.cluster.nginx import REMEMBERS_SECONDS
 from duologue.cluster.port_holders import holder_of
 from duologue.cluster.postgres_home import remove_postgres_home
 from duologue.cluster.programs import (
@@ -271,6 +272,8 @@ class LocalCluster:
             self._say(f"  {program.name:<20} restarting")
             self._supervisor.replace(program.name)
             self._bring_up([program])
+            if program.name.startswith("websocket-server"):  # else nginx could know of no other when the next one stops
+                time.sleep(REMEMBERS_SECONDS)
 
     def _bring_up(self, programs: Sequence[Program]) -> None:
         """Start what of these does not run and wait until all of them are ready."""

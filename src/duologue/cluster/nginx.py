@@ -21,6 +21,9 @@ from duologue.domain.errors import StartRefused
 CONFIGURATION: Final = Path(__file__).parents[3] / "deploy" / "nginx"
 """Where the repository keeps what is the same everywhere."""
 
+REMEMBERS_SECONDS: Final = 3
+"""How long it sends nobody to a server that was away, also once that is back."""
+
 _SHARED: Final = "duologue.conf"
 _OPEN_FILES: Final = 65_536
 _CONNECTIONS: Final = 32_768
@@ -188,7 +191,7 @@ def _user_line() -> str:
 
 
 def _server(address: str) -> str:
-    return f"server {address} max_fails=1 fail_timeout=3s;"
+    return f"server {address} max_fails=1 fail_timeout={REMEMBERS_SECONDS}s;"
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

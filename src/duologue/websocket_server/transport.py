@@ -20,7 +20,7 @@ EXTENSION: Final = "duologue.transport"
 _WHOLE_TEXT: Final = 0x81
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-GOODBYE_SECONDS: Final = 1.0
+GOODBYE_SECONDS: Final = 3.0
 """How long the end of the process may wait for a peer to answer a close: less than uvicorn waits for tasks."""
 
 LINGER_SECONDS: Final = 5.0
