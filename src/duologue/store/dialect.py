@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -67,17 +67,17 @@ def _json_rows_postgresql(element: _JsonRows, compiler: SQLCompiler, **kwargs: A
     return f"json_agg(json_build_array({compiler.process(element.clauses, **kwargs)}))"
 
 
-def record_set(name: str, parameter: str, columns: Sequence[sa.Column[Any]]) -> sa.FromClause:
+def record_set(name: str, parameter: str, types: Mapping[str, sa.types.TypeEngine[Any]]) -> sa.FromClause:
     """Return a table of PostgreSQL that is made of a parameter: JSON text, an array with an object for each row. So
     one statement takes any number of rows.
 
     Args:
         name: of the table.
         parameter: the bound parameter's name.
-        columns: names and types, which are the objects' fields.
+        types: of its columns, by their names, which are the objects' fields.
     """
     rows = sa.cast(sa.bindparam(parameter, type_=sa.Text), postgresql.JSON)
-    fields = [sa.column(column.name, column.type) for column in columns]
+    fields = [sa.column(field, each) for field, each in types.items()]
     return sa.func.json_to_recordset(rows).table_valued(*fields).render_derived(name=name, with_types=True)
 
 

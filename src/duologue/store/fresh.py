@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from duologue.domain.records import MessageSubmitted
 from duologue.store.dialect import record_set, to_json
-from duologue.store.messages import INSERTED, Incoming, StoredRequest, Thread, draw, rows_of, write_rows
+from duologue.store.messages import INSERTED, THREAD, Incoming, StoredRequest, Thread, draw, rows_of, write_rows
 from duologue.store.prepared import Prepared, is_one_of
 from duologue.store.prompts import CHARACTER, NEXT_HISTORY, SETTINGS, next_prompt
 from duologue.store.replies import Claimed
@@ -39,8 +39,8 @@ class _Open:
     """A conversation to which messages are added, and where its counters were when it was read."""
 
     def __init__(self, row: Sequence[Any]) -> None:
-        self._busy, self._history, self._settings = row[5], row[6], row[7:]
-        self.thread = Thread(*row[:5])
+        self._busy, self._history, *self._settings = row[len(THREAD) :]
+        self.thread = Thread(*row[: len(THREAD)])
         self.rows: list[dict[str, Any]] = []
         self._found = {"found_position": self.thread.next_position, "found_turn": self.thread.next_turn}
 
@@ -69,11 +69,7 @@ _unfinished = messages.alias("unfinished")
 
 _READ: Final = Prepared(
     sa.select(
-        conversations.c.id,
-        conversations.c.user_id,
-        conversations.c.title,
-        conversations.c.next_position,
-        conversations.c.next_turn,
+        *THREAD,
         sa.exists(sa.literal_column("1")).where(
             _unfinished.c.conversation_id == conversations.c.id, sa.text(f"unfinished.{UNFINISHED}")
         ),
@@ -96,14 +92,11 @@ _READ: Final = Prepared(
 _grown = record_set(
     "grown",
     "threads",
-    [
-        sa.Column("id", sa.Text),
-        sa.Column("title", sa.Text),
-        sa.Column("next_position", sa.Integer),
-        sa.Column("next_turn", sa.Integer),
-        sa.Column("found_position", sa.Integer),
-        sa.Column("found_turn", sa.Integer),
-    ],
+    {
+        **{name: conversations.c[name].type for name in ("id", "title", "next_position", "next_turn")},
+        "found_position": conversations.c.next_position.type,
+        "found_turn": conversations.c.next_turn.type,
+    },
 )
 _moved = (
     sa.update(conversations)
@@ -123,7 +116,7 @@ _moved = (
     .returning(conversations.c.id)
     .cte("moved")
 )
-_new = record_set("new", "rows", [messages.c[name] for name in INSERTED])
+_new = record_set("new", "rows", {name: messages.c[name].type for name in INSERTED})
 _WRITE: Final = Prepared(
     sa.insert(messages)
     .from_select(

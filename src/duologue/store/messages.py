@@ -162,13 +162,18 @@ class _View(msgspec.Struct):
         return "user_deleted" if record.uid in self.deleted_users else "conversation_unknown"
 
 
+THREAD: Final = (
+    conversations.c.id,
+    conversations.c.user_id,
+    conversations.c.title,
+    conversations.c.next_position,
+    conversations.c.next_turn,
+)
+"""The columns that a `Thread` begins with."""
+
 _LOCK: Final = Prepared(
     sa.select(
-        conversations.c.id,
-        conversations.c.user_id,
-        conversations.c.title,
-        conversations.c.next_position,
-        conversations.c.next_turn,
+        *THREAD,
         conversations.c.deleted_at.is_not(None),
         users.c.deleted_at.is_not(None),
     )

@@ -13,7 +13,7 @@ from duologue.domain.records import OutcomeRecord, ReplyCompleted, ReplyFailed, 
 from duologue.store.dead_letters import DeadLetter, insert_dead_letters
 from duologue.store.dialect import record_set, to_json
 from duologue.store.prepared import Prepared, is_one_of
-from duologue.store.schema import JSON, messages, users
+from duologue.store.schema import messages, users
 
 Outcome: TypeAlias = Literal["complete", "failed", "stopped"]
 
@@ -49,45 +49,42 @@ _HELD: Final = Prepared(
 )
 
 
+_ENDED: Final = {
+    "outcome": messages.c.state,
+    "text": messages.c.content,
+    "model_used": messages.c.model,
+    "reason": messages.c.finish_reason,
+    "tokens": messages.c.usage,
+    "failure": messages.c.error,
+    "took_ms": messages.c.processing_time_ms,
+    "ended_at": messages.c.completed_at,
+}
+"""What the end of a reply sets, by the names in `_values`: a parameter must not be named as the column that it sets."""
+
+
 def _ended(value: Callable[[str], Any]) -> dict[str, Any]:
-    """Return what the end of a reply sets; `value` gives a completion's values by their names in `_values`."""
-    return {
-        "state": value("outcome"),
-        "content": value("text"),
-        "model": value("model_used"),
-        "finish_reason": value("reason"),
-        "usage": value("tokens"),
-        "error": value("failure"),
-        "processing_time_ms": value("took_ms"),
-        "completed_at": value("ended_at"),
-        "leaving_until": None,
-        "updated_at": sa.bindparam("now"),
-    }
+    """Return what the end of a reply sets; `value` gives a completion's values by their names."""
+    told = {column.name: value(name) for name, column in _ENDED.items()}
+    return told | {"leaving_until": None, "updated_at": sa.bindparam("now")}
 
 
 _COMPLETE: Final = Prepared(
     sa.update(messages).where(messages.c.id == sa.bindparam("reply_id")).values(_ended(sa.bindparam))
 )
 
-_PUBLISHED: Final = Prepared(sa.update(messages).where(is_one_of(messages.c.id)).values(published=True))
+_mark = sa.update(messages).where(is_one_of(messages.c.id)).values(published=True)
+_PUBLISHED: Final = Prepared(_mark)
 
 # The same in one statement, for PostgreSQL. The reply's row is tested and changed in one go: what another worker
 # changes meanwhile is waited for and tested again.
 _due = record_set(
     "due",
     "rows",
-    [
-        sa.Column("reply_id", sa.Text),
-        sa.Column("held", sa.Integer),
-        sa.Column("outcome", sa.Text),
-        sa.Column("text", sa.Text),
-        sa.Column("model_used", sa.Text),
-        sa.Column("reason", sa.Text),
-        sa.Column("tokens", JSON),
-        sa.Column("failure", JSON),
-        sa.Column("took_ms", sa.Integer),
-        sa.Column("ended_at", sa.BigInteger),
-    ],
+    {
+        "reply_id": messages.c.id.type,
+        "held": messages.c.attempt.type,
+        **{name: column.type for name, column in _ENDED.items()},
+    },
 )
 _stored = (
     sa.update(messages)
@@ -100,8 +97,7 @@ _stored = (
     .returning(messages.c.id)
     .cte("stored")
 )
-_marked = sa.update(messages).where(is_one_of(messages.c.id)).values(published=True).cte("marked")
-_COMPLETE_AND_MARK: Final = Prepared(sa.select(_stored.c.id).add_cte(_marked))
+_COMPLETE_AND_MARK: Final = Prepared(sa.select(_stored.c.id).add_cte(_mark.cte("marked")))
 
 _question = messages.alias("question")
 _OUTCOMES: Final = (
